@@ -1,0 +1,201 @@
+"""Classes of libraries that may cross, each field by field.
+
+A codec names a class, says which of its fields cross, and builds the instance
+from those fields at the other end.  Field names are data of this module; what
+arrives under any other name is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.operation_names import FLOX_FUNCTIONS
+
+__all__ = ["from_fields", "to_fields"]
+
+
+class Codec(msgspec.Struct, frozen=True):
+    """How instances of one class cross."""
+
+    name: str
+    cls: type
+    to_fields: Callable[[Any], dict[str, object]]
+    from_fields: Callable[[dict[str, Any]], Any]
+
+
+def to_fields(instance: object) -> tuple[str, dict[str, object]] | None:
+    """Codec name and fields of an instance of a registered class, or None.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> to_fields(pd.RangeIndex(3))
+    ('pandas.RangeIndex', {'start': 0, 'stop': 3, 'step': 1, 'name': None})
+    """
+    codec = _by_class().get(type(instance))
+    return None if codec is None else (codec.name, codec.to_fields(instance))
+
+
+def from_fields(name: str, fields: dict[str, Any]) -> Any:
+    """Make an instance.
+
+    Raises
+    ------
+    RequestRefused
+        If the codec is not registered or the fields are not those of its class.
+    """
+    codec = _by_name().get(name)
+    if codec is None:
+        raise RequestRefused(f"No codec {name[:64]!r}.", reason=Reason.MALFORMED)
+    try:
+        return codec.from_fields(fields)
+    except (TypeError, ValueError, KeyError) as error:
+        raise RequestRefused(
+            f"The fields of a {codec.name} do not fit.", reason=Reason.MALFORMED
+        ) from error
+
+
+@functools.cache
+def _by_name() -> dict[str, Codec]:
+    return {codec.name: codec for codec in [*_pandas(), *_numpy(), *_flox()]}
+
+
+@functools.cache
+def _by_class() -> dict[type, Codec]:
+    return {codec.cls: codec for codec in _by_name().values()}
+
+
+def _attributes(cls: type, name: str, fields: str) -> Codec:
+    """Make a codec that copies plain attributes, without calling the class's ``__init__``."""
+    names = tuple(fields.split())
+
+    def take(instance: Any) -> dict[str, object]:
+        return {field: getattr(instance, field) for field in names}
+
+    def make(values: dict[str, Any]) -> Any:
+        if set(values) != set(names):
+            raise ValueError("other fields")
+        instance = object.__new__(cls)
+        for field in names:
+            setattr(instance, field, values[field])
+        return instance
+
+    return Codec(name, cls, take, make)
+
+
+def _pandas() -> list[Codec]:
+    import numpy as np
+    import pandas as pd
+
+    def index(fields: dict[str, Any]) -> pd.Index:
+        if fields["dtype"] not in ("", "str"):
+            raise ValueError("unknown dtype of an index")
+        values = np.asarray(fields["values"])
+        return pd.Index(values, dtype=fields["dtype"] or values.dtype, name=fields["name"])
+
+    return [
+        Codec(
+            "pandas.RangeIndex",
+            pd.RangeIndex,
+            lambda x: {"start": x.start, "stop": x.stop, "step": x.step, "name": x.name},
+            lambda f: pd.RangeIndex(f["start"], f["stop"], f["step"], name=f["name"]),
+        ),
+        Codec(
+            "pandas.Index",
+            pd.Index,
+            lambda x: {
+                "values": x.to_numpy(),
+                "dtype": "str" if isinstance(x.dtype, pd.StringDtype) else "",
+                "name": x.name,
+            },
+            index,
+        ),
+        Codec(
+            "pandas.DatetimeIndex",
+            pd.DatetimeIndex,
+            lambda x: {"values": _naive(x).to_numpy(), "freq": x.freqstr, "name": x.name},
+            lambda f: pd.DatetimeIndex(f["values"], freq=f["freq"], name=f["name"]),
+        ),
+        Codec(
+            "pandas.IntervalIndex",
+            pd.IntervalIndex,
+            lambda x: {
+                "left": x.left.to_numpy(),
+                "right": x.right.to_numpy(),
+                "closed": x.closed,
+                "name": x.name,
+            },
+            lambda f: pd.IntervalIndex.from_arrays(
+                f["left"], f["right"], closed=f["closed"], name=f["name"]
+            ),
+        ),
+    ]
+
+
+def _naive(index: Any) -> Any:
+    if index.tz is not None:
+        raise TypeError("an index with a time zone has no wire form")
+    return index
+
+
+def _numpy() -> list[Codec]:
+    from numpy.random import SeedSequence
+
+    def make(fields: dict[str, Any]) -> SeedSequence:
+        return SeedSequence(
+            fields["entropy"], spawn_key=fields["spawn_key"], pool_size=fields["pool_size"]
+        )
+
+    def take(seed: SeedSequence) -> dict[str, object]:
+        entropy = seed.entropy
+        return {"entropy": entropy, "spawn_key": seed.spawn_key, "pool_size": seed.pool_size}
+
+    return [Codec("numpy.random.SeedSequence", SeedSequence, take, make)]
+
+
+def _flox() -> list[Codec]:
+    from flox.aggregations import Aggregation, Dim
+    from flox.reindex import ReindexArrayType, ReindexStrategy
+    from flox.xrutils import ReprObject
+
+    plain = _attributes(
+        Aggregation,
+        "flox.Aggregation",
+        "name preprocess reduction_type numpy chunk combine simple_combine finalize fill_value "
+        "dtype_init dtype finalize_kwargs min_count new_dims_func preserves_dtype",
+    )
+
+    def aggregation(fields: dict[str, Any]) -> Any:
+        # flox resolves these names with getattr on its engines.
+        for part in ("numpy", "chunk", "combine"):
+            for function in fields[part] or ():
+                if isinstance(function, str) and function not in FLOX_FUNCTIONS:
+                    raise ValueError("an unknown function of flox")
+        return plain.from_fields(fields)
+
+    return [
+        Codec(plain.name, plain.cls, plain.to_fields, aggregation),
+        Codec(
+            "flox.ReindexStrategy",
+            ReindexStrategy,
+            lambda x: {"blockwise": x.blockwise, "array_type": x.array_type.name},
+            lambda f: ReindexStrategy(
+                blockwise=f["blockwise"], array_type=ReindexArrayType[f["array_type"]]
+            ),
+        ),
+        Codec("flox.ReprObject", ReprObject, lambda x: {"value": repr(x)}, _repr_object),
+        _attributes(Dim, "flox.Dim", "values name"),
+    ]
+
+
+def _repr_object(fields: dict[str, Any]) -> Any:
+    from flox.xrdtypes import NA
+
+    if repr(NA) != fields["value"]:
+        raise ValueError("unknown sentinel")
+    return NA

@@ -1,0 +1,275 @@
+"""Frames: one message and the raw buffers that belong to it, as bytes.
+
+::
+
+    ┌────────┬───────────────┬────────────┬────────────────────┬──────────┬─────
+    │ "FDF1" │ stored header │ raw header │ header             │ buffer 0 │ …
+    │ 4 B    │ u32, bytes    │ u32, bytes │ msgpack, zstd when │          │
+    │        │               │            │ stored < raw       │          │
+    └────────┴───────────────┴────────────┴────────────────────┴──────────┴─────
+
+The header is ``[message, [[stored, raw], …]]``: the message and, for every
+buffer, its bytes on the wire and its bytes after decompression (equal where it
+is not compressed).  This module does no I/O: `encode_frame` returns pieces to
+write, `FrameDecoder` is fed whatever arrived and gives back whole frames.
+Buffers of a decoded frame are writable and own their memory, so that arrays
+made over them need no further copy.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
+
+import msgspec
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol._zstd import ZstdDecompressor, ZstdError, compress
+from federated_dask.protocol.limits import Limits
+
+__all__ = ["Buffer", "Frame", "FrameDecoder", "decode_message", "encode_frame"]
+
+T = TypeVar("T")
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+MAGIC = b"FDF1"
+PREFIX = struct.Struct("<4sII")
+COMPRESSION_LEVEL = 1
+SMALLEST_COMPRESSED = 64
+SAMPLE = 64 * 1024
+WORTHWHILE = 0.9
+"""A buffer is compressed where its first 64 KiB shrink below this share."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One received frame: the message still encoded, and its buffers."""
+
+    message: msgspec.Raw
+    buffers: list[bytearray]
+
+
+class _Header(msgspec.Struct, frozen=True, array_like=True):
+    message: msgspec.Raw
+    buffers: list[tuple[int, int]]
+
+
+_header_decoder = msgspec.msgpack.Decoder(_Header)
+
+
+def encode_frame(message: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Encode a message and its buffers.
+
+    Parameters
+    ----------
+    message : msgspec.Struct
+        The message.
+    buffers : sequence of bytes-like
+        C-contiguous buffers, sent as they are or compressed where that pays.
+
+    Returns
+    -------
+    list of bytes-like
+        Pieces to write one after the other; large buffers are not copied.
+
+    Examples
+    --------
+    >>> from federated_dask.protocol.messages import Progress
+    >>> decoder = FrameDecoder()
+    >>> pieces = encode_frame(Progress(done=1, total=2), [b"abc"])
+    >>> [frame] = decoder.feed(b"".join(pieces))
+    >>> msgspec.msgpack.decode(frame.message, type=Progress).total, bytes(frame.buffers[0])
+    (2, b'abc')
+    """
+    stored = [_compressed(buffer) for buffer in buffers]
+    sizes = [
+        (_nbytes(small), _nbytes(buffer)) for small, buffer in zip(stored, buffers, strict=True)
+    ]
+    raw = _encoder.encode((message, sizes))
+    header = raw
+    if len(raw) >= SMALLEST_COMPRESSED:
+        squeezed = compress(raw, COMPRESSION_LEVEL)
+        if len(squeezed) < len(raw):
+            header = squeezed
+    return [PREFIX.pack(MAGIC, len(header), len(raw)) + header, *stored]
+
+
+def _nbytes(buffer: Buffer) -> int:
+    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+
+def _compressed(buffer: Buffer) -> Buffer:
+    size = _nbytes(buffer)
+    if size < SMALLEST_COMPRESSED:
+        return buffer
+    view = memoryview(buffer).cast("B")
+    if size > SAMPLE:
+        sample = compress(view[:SAMPLE], COMPRESSION_LEVEL)
+        if len(sample) > WORTHWHILE * SAMPLE:
+            return view
+    squeezed = compress(view, COMPRESSION_LEVEL)
+    return squeezed if len(squeezed) < WORTHWHILE * size else view
+
+
+class FrameDecoder:
+    """Cut a stream of bytes into frames.
+
+    Parameters
+    ----------
+    limits : Limits, optional
+        Caps on header and buffers; a frame over them is refused from its first
+        bytes, before memory is set aside for it.
+
+    Raises
+    ------
+    RequestRefused
+        From `feed` and `close`: reason ``malformed`` or ``limit_exceeded``.
+
+    Examples
+    --------
+    >>> FrameDecoder().feed(b"GET / HTTP/1.1")
+    Traceback (most recent call last):
+    federated_dask.errors.RequestRefused: A frame does not start with its magic bytes. (malformed)
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._pending = bytearray()
+        self._header: _Header | None = None
+        self._buffers: list[bytearray] = []
+        self._current = bytearray()
+
+    def feed(self, data: Buffer) -> list[Frame]:
+        """Take bytes as they arrived; return the frames that are now whole."""
+        return list(self._frames(memoryview(data).cast("B")))
+
+    def close(self) -> None:
+        """Say that no more bytes will come."""
+        if self._pending or self._header is not None:
+            raise RequestRefused("The stream ended inside a frame.", reason=Reason.MALFORMED)
+
+    def _frames(self, data: memoryview) -> Iterator[Frame]:
+        while True:
+            if self._header is None:
+                data = self._read_header(data)
+                if self._header is None:
+                    return
+            data = self._read_buffers(data)
+            if len(self._buffers) < len(self._header.buffers):
+                return
+            yield Frame(self._header.message, self._buffers)
+            self._header, self._buffers = None, []
+            if not data:
+                return
+
+    def _read_header(self, data: memoryview) -> memoryview:
+        data = self._top_up(data, PREFIX.size)
+        if len(self._pending) < PREFIX.size:
+            return data
+        magic, stored, raw = PREFIX.unpack_from(self._pending)
+        if magic != MAGIC:
+            raise RequestRefused(
+                "A frame does not start with its magic bytes.", reason=Reason.MALFORMED
+            )
+        if stored > raw or raw > self.limits.header_bytes:
+            raise _over("header", raw, self.limits.header_bytes)
+        data = self._top_up(data, PREFIX.size + stored)
+        if len(self._pending) < PREFIX.size + stored:
+            return data
+        header = bytes(memoryview(self._pending)[PREFIX.size :])
+        self._pending = bytearray()
+        self._header = _decode_header(_decompressed(header, raw), self.limits)
+        return data
+
+    def _top_up(self, data: memoryview, size: int) -> memoryview:
+        missing = max(0, size - len(self._pending))
+        self._pending += data[:missing]
+        return data[missing:]
+
+    def _read_buffers(self, data: memoryview) -> memoryview:
+        assert self._header is not None  # noqa: S101
+        for stored, raw in self._header.buffers[len(self._buffers) :]:
+            missing = stored - len(self._current)
+            self._current += data[:missing]
+            data = data[missing:]
+            if len(self._current) < stored:
+                break
+            whole, self._current = self._current, bytearray()
+            self._buffers.append(
+                whole if stored == raw else bytearray(_decompressed(bytes(whole), raw))
+            )
+        return data
+
+
+def _over(what: str, size: int, cap: int) -> RequestRefused:
+    return RequestRefused(
+        f"The {what} of a message has {size} bytes; at most {cap} are accepted.",
+        reason=Reason.LIMIT_EXCEEDED,
+        hint="Reduce more before the data travels, or ask for smaller pieces.",
+    )
+
+
+def _decompressed(data: bytes, size: int) -> bytes:
+    if len(data) == size:
+        return data
+    decompressor = ZstdDecompressor()
+    try:
+        # One byte more than announced, so that a longer content shows itself.
+        raw = decompressor.decompress(data, max_length=size + 1)
+    except ZstdError as error:
+        raise RequestRefused("A compressed part is damaged.", reason=Reason.MALFORMED) from error
+    if len(raw) != size or not decompressor.eof or decompressor.unused_data:
+        raise RequestRefused(
+            "A compressed part does not have the announced size.", reason=Reason.MALFORMED
+        )
+    return raw
+
+
+def _decode_header(data: bytes, limits: Limits) -> _Header:
+    try:
+        header = _header_decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RequestRefused("A frame's header does not parse.", reason=Reason.MALFORMED) from error
+    if len(header.buffers) > limits.buffers:
+        raise RequestRefused(
+            f"A frame has {len(header.buffers)} buffers; at most {limits.buffers} are accepted.",
+            reason=Reason.LIMIT_EXCEEDED,
+        )
+    if any(not 0 <= stored <= raw for stored, raw in header.buffers):
+        raise RequestRefused("A buffer has an impossible size.", reason=Reason.MALFORMED)
+    total = sum(raw for _, raw in header.buffers)
+    if total > limits.buffer_bytes:
+        raise _over("buffers", total, limits.buffer_bytes)
+    return header
+
+
+@functools.cache
+def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(type_)
+
+
+def decode_message(frame: Frame, type_: type[T]) -> T:
+    """Decode the message of a frame.
+
+    Parameters
+    ----------
+    frame : Frame
+        A frame as it came out of a `FrameDecoder`.
+    type_ : type
+        The message's type, or a union of types.
+
+    Raises
+    ------
+    RequestRefused
+        If the message is not of that type.
+    """
+    try:
+        return cast(T, _decoder(type_).decode(frame.message))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RequestRefused(
+            f"A message does not parse: {str(error)[:200]}.", reason=Reason.MALFORMED
+        ) from error

@@ -1,0 +1,44 @@
+"""Caps on what a receiver accepts, checked on the message before anything is built."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Limits"]
+
+MEBI = 2**20
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Largest message that a receiver accepts.
+
+    Parameters
+    ----------
+    header_bytes : int
+        Header of one frame after decompression, bytes.
+    buffer_bytes : int
+        All buffers of one frame after decompression, bytes.
+    buffers : int
+        Number of buffers of one frame.
+    tasks : int
+        Tasks of one graph.
+    nodes : int
+        Argument nodes of all templates of one graph.
+    depth : int
+        Longest chain of tasks in one graph.
+    outputs : int
+        Outputs of one job.
+
+    Examples
+    --------
+    >>> Limits().tasks
+    1000000
+    """
+
+    header_bytes: int = 64 * MEBI
+    buffer_bytes: int = 512 * MEBI
+    buffers: int = 1_000_000
+    tasks: int = 1_000_000
+    nodes: int = 1_000_000
+    depth: int = 10_000
+    outputs: int = 1_000_000

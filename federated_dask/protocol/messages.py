@@ -1,0 +1,233 @@
+"""Messages between a client and a site's endpoint.
+
+Every message is a frozen, keyword-only struct; msgspec checks types and bounds
+while it decodes, so a message that parses is well formed.  Messages that carry
+arrays hold `federated_dask.protocol.values.Value` trees whose buffers travel
+behind the message in the same frame (`federated_dask.protocol.frames`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from federated_dask.errors import FederatedError, from_reason
+from federated_dask.protocol.graph import Graph
+from federated_dask.protocol.values import Value
+
+__all__ = [
+    "FRAMES_MEDIA_TYPE",
+    "PROTOCOL_VERSION",
+    "Accepted",
+    "AnyJobEvent",
+    "Catalogue",
+    "DatasetDescription",
+    "DatasetSummary",
+    "Egress",
+    "Failure",
+    "Finished",
+    "Heartbeat",
+    "JobEvent",
+    "JobSubmission",
+    "Output",
+    "Peer",
+    "Progress",
+    "Result",
+    "SiteDescription",
+    "VariableDescription",
+]
+
+PROTOCOL_VERSION = 1
+"""Raised whenever an older peer would misread a message."""
+
+FRAMES_MEDIA_TYPE = "application/vnd.federated-dask.frames"
+"""Media type of bodies made of frames; everything else is JSON."""
+
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
+"""Name of a site or dataset: letters, digits, dot, dash, underscore."""
+
+Size: TypeAlias = Annotated[int, Meta(ge=0)]
+"""A number of bytes, tasks or elements."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """Base of all messages: unknown fields of a newer peer are ignored."""
+
+
+class Peer(Message, frozen=True, kw_only=True):
+    """Another site of the federation, as a site knows it."""
+
+    name: Name
+    address: str
+
+
+class SiteDescription(Message, frozen=True, kw_only=True):
+    """What a site says of itself (``GET /site``)."""
+
+    name: Name
+    title: str = ""
+    protocol_version: int = PROTOCOL_VERSION
+    versions: dict[str, str] = {}
+    """Library name to version, of the site's scheduler."""
+    operations: tuple[str, ...] | None = None
+    """Operations of the table that this site has; None where it has all of them."""
+    peers: tuple[Peer, ...] = ()
+    dashboard_link: str | None = None
+    workers: Size = 0
+    threads: Size = 0
+    memory: Size = 0
+    """Memory limit of all workers together, bytes."""
+    limits: dict[str, int] = {}
+    """Caps a submission must respect; see `federated_dask.protocol.limits`."""
+
+
+class Egress(Message, frozen=True, kw_only=True):
+    """What may leave a site of one dataset.
+
+    ``open``: anything.  ``derived``: what one job releases may hold at most
+    `limit` bytes derived from the dataset.
+    """
+
+    tier: Annotated[str, Meta(pattern="^(open|derived)$")] = "open"
+    limit: Size | None = None
+    """Bytes one job may release; None where the tier sets no limit."""
+
+
+class DatasetSummary(Message, frozen=True, kw_only=True):
+    """One line of a site's catalogue."""
+
+    name: Name
+    title: str = ""
+    description: str = ""
+    keywords: tuple[str, ...] = ()
+    license: str = ""
+    egress: Egress = Egress()
+
+
+class Catalogue(Message, frozen=True, kw_only=True):
+    """The datasets a site advertises (``GET /datasets``)."""
+
+    site: Name
+    datasets: tuple[DatasetSummary, ...]
+
+
+class VariableDescription(Message, frozen=True, kw_only=True):
+    """One variable of a dataset, decoded as xarray shows it at the site."""
+
+    dimensions: tuple[str, ...]
+    shape: tuple[Size, ...]
+    dtype: str
+    """numpy's ``dtype.str``, or ``object`` with the codec's name behind a colon: ``object:cftime``."""
+    attributes: dict[str, Any] = {}
+    encoding: dict[str, Any] = {}
+    """The plain-data part of the variable's encoding (units, calendar, fill value, packing …)."""
+    chunks: tuple[Size, ...] | None = None
+    """Shape of a storage chunk; None where the variable is stored in one piece."""
+    coordinate: bool = False
+    value: Value | None = None
+    """The values themselves, sent along for index coordinates and small coordinates."""
+
+
+class DatasetDescription(Message, frozen=True, kw_only=True):
+    """All that is needed to open a dataset lazily (``GET /datasets/{name}``)."""
+
+    site: Name
+    name: Name
+    version: str
+    """Digest of what the site stores under this name."""
+    variables: dict[str, VariableDescription]
+    attributes: dict[str, Any] = {}
+    encoding: dict[str, Any] = {}
+    egress: Egress = Egress()
+    size: Size = 0
+    """Bytes of all variables, decoded."""
+
+
+class Output(Message, frozen=True, kw_only=True):
+    """What is to be done with the result of one task of a submitted graph."""
+
+    task: Size
+    """Index of the task in the graph."""
+    release: bool = True
+    """Send the result to the client."""
+    hold: bool = False
+    """Keep the result at the site under the job's lease."""
+
+
+class JobSubmission(Message, frozen=True, kw_only=True):
+    """One site's share of a plan (``POST /jobs``)."""
+
+    graph: Graph
+    outputs: tuple[Output, ...]
+    label: Annotated[str, Meta(max_length=200)] = ""
+    """Name shown in the site's dashboard."""
+
+
+class JobEvent(Message, frozen=True, kw_only=True, tag_field="event"):
+    """Base of what a site streams back while it runs a job."""
+
+
+class Accepted(JobEvent, frozen=True, kw_only=True, tag="accepted"):
+    """The job passed admission and was handed to the scheduler."""
+
+    job: str
+    tasks: Size
+    """Tasks after the site's own optimisation."""
+
+
+class Progress(JobEvent, frozen=True, kw_only=True, tag="progress"):
+    """How far the job is."""
+
+    done: Size
+    total: Size
+
+
+class Heartbeat(JobEvent, frozen=True, kw_only=True, tag="heartbeat"):
+    """The site is alive and the job goes on."""
+
+
+class Result(JobEvent, frozen=True, kw_only=True, tag="result"):
+    """The result of one released output."""
+
+    output: Size
+    """Position in `JobSubmission.outputs`."""
+    value: Value
+
+
+class Failure(JobEvent, frozen=True, kw_only=True, tag="failure"):
+    """Why a request was refused or a job failed; also the body of every HTTP error."""
+
+    reason: str
+    message: str
+    site: str | None = None
+    hint: str | None = None
+    exception: str | None = None
+    """Qualified name of the exception that a task raised."""
+    traceback: str | None = None
+
+    @classmethod
+    def from_error(cls, error: FederatedError) -> Failure:
+        """Describe `error` for the wire."""
+        return cls(
+            reason=error.reason.value, message=error.message, site=error.site, hint=error.hint
+        )
+
+    def to_error(self) -> FederatedError:
+        """Make the error that this message stands for."""
+        return from_reason(self.reason, self.message, site=self.site, hint=self.hint)
+
+
+class Finished(JobEvent, frozen=True, kw_only=True, tag="finished"):
+    """Last event of a job that did what it was asked."""
+
+    lease: str | None = None
+    """Lease under which the held outputs stay at the site."""
+    compute_seconds: float = 0.0
+    """Time workers spent in the job's tasks."""
+    read_bytes: Size = 0
+    """Bytes of the chunks that the job's source tasks produced, decoded."""
+
+
+AnyJobEvent: TypeAlias = Accepted | Progress | Heartbeat | Result | Failure | Finished

@@ -1,0 +1,123 @@
+"""Names of the operation table, as data: module, then the names taken from it.
+
+A name gets in here when it is pure (arrays in, arrays out), reaches nothing by
+name or path, and calls other callables only where its argument rule says so.
+Adding a name is a security decision: read docs/design.md, "The wire", first.
+"""
+
+from __future__ import annotations
+
+__all__ = ["METHODS", "NAMES", "READS", "TEXTS"]
+
+UFUNCS = """
+absolute add arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_and bitwise_count
+bitwise_or bitwise_xor cbrt ceil conjugate copysign cos cosh deg2rad degrees divide divmod equal exp
+exp2 expm1 fabs float_power floor floor_divide fmax fmin fmod frexp gcd greater greater_equal
+heaviside hypot invert isfinite isinf isnan isnat lcm ldexp left_shift less less_equal log log10
+log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor maximum minimum modf
+multiply negative nextafter not_equal positive power rad2deg radians reciprocal remainder rint
+right_shift sign signbit sin sinh spacing sqrt square subtract tan tanh trunc
+"""
+
+NUMPY = """
+all angle any arange argmax argmin around array asanyarray asarray ascontiguousarray astype
+atleast_1d atleast_2d atleast_3d average bincount broadcast_to clip concatenate count_nonzero cumprod
+cumsum diff digitize dot empty_like expand_dims eye flip full full_like hstack imag interp isclose
+iscomplex isin isneginf isposinf isreal linspace max mean median min moveaxis nan_to_num nanargmax
+nanargmin nancumprod nancumsum nanmax nanmean nanmedian nanmin nanprod nanquantile nanstd nansum
+nanvar ones ones_like outer percentile prod quantile ravel real repeat reshape roll rollaxis rot90
+round searchsorted sinc sort squeeze stack std sum swapaxes take tensordot tile transpose tril triu
+unwrap var vstack where zeros zeros_like
+bool complex64 complex128 datetime64 float16 float32 float64 int8 int16 int32 int64 timedelta64 uint8
+uint16 uint32 uint64
+"""
+
+NAMES: dict[str, str] = {
+    "operator": """
+        abs add and_ eq floordiv ge getitem gt inv invert le lshift lt mod mul ne neg or_ pos pow
+        rshift sub truediv xor matmul
+    """,
+    "builtins": "bool complex float int list tuple dict slice",
+    "numpy": UFUNCS + NUMPY,
+    "numpy.linalg": "cholesky eigh inv lstsq norm qr solve svd",
+    "numpy.fft": "fft fft2 fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft rfft rfftn",
+    "numpy.lib.stride_tricks": "sliding_window_view",
+    "dask.array._shuffle": "_getitem concatenate_arrays",
+    "dask.array.chunk": """
+        all any arange argmax argmin argtopk argtopk_aggregate argtopk_preprocess astype coarsen getitem
+        linspace max mean min nanargmax nanargmin nanmax nanmean nanmin
+        nanprod nanstd nansum nanvar prod slice_with_int_dask_array std sum topk topk_aggregate trim
+        var
+    """,
+    "dask.array.core": """
+        _concatenate2 _enforce_dtype _numpy_vindex _pass_extra_kwargs _vindex_merge
+        _vindex_slice_and_transpose concatenate3 concatenate_axes concatenate_shaped getter
+        getter_inline getter_nofancy
+    """,
+    "dask.array.einsumfuncs": "chunk_einsum",
+    "dask.array.linalg": "_wrapped_qr",
+    "dask.array.overlap": "_trim",
+    "dask.array.percentile": "merge_percentiles percentile_lookup",
+    "dask.array.reductions": """
+        _arg_combine _cumsum_merge _custom_nanquantile _nanargmax _nanargmin
+        _nanmax_skip _nanmin_skip _prefixscan_combine _prefixscan_first _sqrt arg_agg arg_chunk
+        arg_combine chunk_max chunk_min mean_agg mean_chunk mean_combine moment_agg moment_chunk
+        moment_combine nanarg_agg nannumel numel safe_sqrt
+    """,
+    "dask.array.reshape": "_reshape_blockwise",
+    "dask.array.routines": """
+        _average _bincount_agg _block_hist _gradient_kernel _isin_kernel _isnonzero_vec
+        _searchsorted_block _tensordot _unique_internal
+    """,
+    "dask.array.slicing": "getitem_variadic",
+    "xarray.compat.dask_array_ops": "_dtype_push _fill_with_last_one",
+    "xarray.core.nputils": "nanlast nanfirst",
+    "flox.aggregations": """
+        _mean_finalize _pick_second _std_finalize _var_combine _var_finalize argreduce_preprocess
+        quantile_new_dims_func returns_empty_tuple var_chunk
+    """,
+    "flox.core": "_reduce_blockwise chunk_argreduce chunk_reduce",
+    "flox.dask": """
+        _aggregate _expand_dims _extract_result _extract_unknown_groups _grouped_combine
+        _simple_combine reindex_intermediates
+    """,
+}
+"""Module to the names taken from it. A name that a library version lacks is left out of the table."""
+
+METHODS = "reshape"
+"""Methods of arrays that `dask.utils.methodcaller` may call."""
+
+READS = frozenset(
+    {
+        "dask.array.chunk.getitem",
+        "dask.array.core.getter",
+        "dask.array.core.getter_inline",
+        "dask.array.core.getter_nofancy",
+        "operator.getitem",
+    }
+)
+"""The only operations that take a stored variable, and only as their first argument."""
+
+FLOX_FUNCTIONS = frozenset(
+    """
+    all any argmax argmin count first last len max mean median min mode nanall nanany nanargmax
+    nanargmin nancount nanfirst nanlast nanlen nanmax nanmean nanmedian nanmin nanmode nanprod
+    nanquantile nanstd nansum nansum_of_squares nanvar prod quantile std sum sum_of_squares var
+    nonzero
+    """.split()
+)
+FLOX_ENGINES = frozenset({"flox", "numpy", "numbagg"})
+
+TEXTS: dict[str, frozenset[str]] = dict.fromkeys(
+    (
+        "flox.core.chunk_reduce",
+        "flox.core.chunk_argreduce",
+        "flox.core._reduce_blockwise",
+        "flox.dask._aggregate",
+        "flox.dask._grouped_combine",
+        "flox.dask._simple_combine",
+        "flox.dask._extract_result",
+    ),
+    FLOX_FUNCTIONS | FLOX_ENGINES | {"groups", "intermediates", "__flox_len__"},
+)
+"""Operations that reach functions by name: the only texts that may stand in their arguments."""

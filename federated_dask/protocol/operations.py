@@ -1,0 +1,134 @@
+"""The frozen table of operations: exact name to callable, and back.
+
+The table is built once, from names that are data of this package.  A name that
+arrives from the wire is looked up in it and nowhere else: nothing is imported,
+evaluated or reached by attribute, and the object found is the object called.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import Any
+
+from federated_dask.errors import NotPermitted, Reason
+from federated_dask.protocol import codecs, operation_names
+
+__all__ = ["OperationTable", "operation_table"]
+
+
+class OperationTable:
+    """Names and callables of the operations that a graph may use.
+
+    Parameters
+    ----------
+    operations : mapping of str to callable
+        The entries.
+
+    Examples
+    --------
+    >>> table = operation_table()
+    >>> import numpy as np
+    >>> table.name_of(np.nansum)
+    'numpy.nansum'
+    >>> table.lookup("os.system")
+    Traceback (most recent call last):
+    federated_dask.errors.NotPermitted: 'os.system' is not an operation. (operation_not_allowed)
+    """
+
+    def __init__(self, operations: dict[str, Callable[..., Any]]) -> None:
+        self._operations = MappingProxyType(dict(operations))
+        # By identity: ufuncs and curried functions compare in ways of their own.
+        # The table keeps every callable alive, so no id can be taken over.
+        self._names: dict[int, str] = {}
+        for name, function in self._operations.items():
+            self._names.setdefault(id(function), name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all operations, sorted."""
+        return tuple(sorted(self._operations))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the names: two tables with the same digest have the same names."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._operations
+
+    def name_of(self, function: object) -> str | None:
+        """Name of a callable, or None where it is no operation."""
+        return self._names.get(id(function))
+
+    def lookup(self, name: str) -> Callable[..., Any]:
+        """Return the callable of a name.
+
+        Raises
+        ------
+        NotPermitted
+            If the table has no such name: reason ``operation_not_allowed``.
+        """
+        try:
+            return self._operations[name]
+        except KeyError:
+            raise NotPermitted(
+                f"{name[:120]!r} is not an operation.", reason=Reason.OPERATION_NOT_ALLOWED
+            ) from None
+
+    def without(self, names: Iterable[str]) -> OperationTable:
+        """Return a table that lacks `names`."""
+        left_out = frozenset(names)
+        return OperationTable({k: v for k, v in self._operations.items() if k not in left_out})
+
+    def only(self, names: Iterable[str]) -> OperationTable:
+        """Return a table that has nothing but `names`."""
+        kept = frozenset(names)
+        return OperationTable({k: v for k, v in self._operations.items() if k in kept})
+
+    def to_fields(self, instance: object) -> tuple[str, dict[str, object]] | None:
+        """Codec name and fields of an instance of a registered class, or None."""
+        return codecs.to_fields(instance)
+
+    def from_fields(self, codec: str, fields: dict[str, Any]) -> Any:
+        """Make the instance that codec name and fields describe."""
+        return codecs.from_fields(codec, fields)
+
+
+@functools.cache
+def operation_table() -> OperationTable:
+    """Return the table of this process, built from the installed libraries.
+
+    Names that an installed version lacks are left out, so that two partners
+    with different versions can still work with what both have.
+    """
+    operations: dict[str, Callable[..., Any]] = {}
+    for module_name, names in operation_names.NAMES.items():
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            continue
+        for name in names.split():
+            function = vars(module).get(name)
+            if callable(function):
+                operations[f"{module_name}.{name}"] = function
+    operations.update(_special())
+    return OperationTable(operations)
+
+
+def _special() -> dict[str, Callable[..., Any]]:
+    """Operations that no module holds under their own name."""
+    import dask.array.wrap as wrap
+    from dask.utils import methodcaller
+
+    special: dict[str, Callable[..., Any]] = {
+        f"array.{method}": methodcaller(method) for method in operation_names.METHODS.split()
+    }
+    # The module attribute is a toolz curry; the graph holds what is inside.
+    inner = vars(wrap).get("_broadcast_trick_inner")
+    if inner is not None:
+        special["dask.array.wrap._broadcast_trick_inner"] = getattr(inner, "func", inner)
+    return special

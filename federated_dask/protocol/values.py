@@ -1,0 +1,548 @@
+"""Values on the wire: plain data, arrays as raw buffers, and a few library classes.
+
+`encode_value` turns a Python object into a tree of structs plus a list of
+buffers, `decode_value` turns them back.  Nothing is pickled.  Arrays of Python
+objects travel only through a codec that knows their elements: text, cftime
+dates, or other values of this module one by one.  Classes of libraries travel
+as an `InstanceValue`: the name of a registered class and its fields.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype
+from federated_dask.protocol.frames import Buffer
+
+__all__ = ["Resolver", "Value", "decode_value", "encode_value", "object_kind"]
+
+INT64 = range(-(2**63), 2**63)
+CFTIME_UNITS = "microseconds since 0001-01-01"
+LARGEST_ELEMENTWISE = 1_000_000
+LARGEST_INTEGER_BITS = 4096
+
+
+class Tagged(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
+    """Base of the structs of a value tree."""
+
+
+class ArrayValue(Tagged, frozen=True, array_like=True, tag="array"):
+    """An n-dimensional array of plain data.
+
+    `stored_shape` differs from `shape` where the array repeats itself along an
+    axis without storing it (stride 0): there it is 1.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+    fortran: bool
+    buffer: int
+
+
+class ScalarValue(Tagged, frozen=True, array_like=True, tag="scalar"):
+    """A numpy scalar."""
+
+    dtype: DType
+    data: bytes
+
+
+class MaskedValue(Tagged, frozen=True, array_like=True, tag="masked"):
+    """A numpy masked array."""
+
+    data: Value
+    mask: Value
+    fill_value: Value
+
+
+class TextArrayValue(Tagged, frozen=True, array_like=True, tag="texts"):
+    """An object array of str, or of str and None / NaN (lengths -1 and -2)."""
+
+    shape: tuple[int, ...]
+    lengths: int
+    data: int
+
+
+class CFTimeValue(Tagged, frozen=True, array_like=True, tag="cftime"):
+    """An object array (or one object, shape None) of cftime dates of one calendar."""
+
+    shape: tuple[int, ...] | None
+    calendar: str
+    has_year_zero: bool
+    buffer: int
+
+
+class ObjectArrayValue(Tagged, frozen=True, array_like=True, tag="objects"):
+    """Any other object array, element by element."""
+
+    shape: tuple[int, ...]
+    elements: tuple[Value, ...]
+
+
+class ListValue(Tagged, frozen=True, array_like=True, tag="list"):
+    """A list."""
+
+    items: tuple[Value, ...]
+
+
+class TupleValue(Tagged, frozen=True, array_like=True, tag="tuple"):
+    """A tuple."""
+
+    items: tuple[Value, ...]
+
+
+class DictValue(Tagged, frozen=True, array_like=True, tag="dict"):
+    """A dict; keys are values too."""
+
+    items: tuple[tuple[Value, Value], ...]
+
+
+class LargeIntegerValue(Tagged, frozen=True, array_like=True, tag="integer"):
+    """An int beyond 64 bits, as hexadecimal text."""
+
+    text: str
+
+
+class ComplexValue(Tagged, frozen=True, array_like=True, tag="complex"):
+    """A Python complex."""
+
+    real: float
+    imag: float
+
+
+class TimeDeltaValue(Tagged, frozen=True, array_like=True, tag="timedelta"):
+    """A ``datetime.timedelta``."""
+
+    days: int
+    seconds: int
+    microseconds: int
+
+
+class BytesValue(Tagged, frozen=True, array_like=True, tag="bytes"):
+    """A bytes object."""
+
+    data: bytes
+
+
+class DTypeValue(Tagged, frozen=True, array_like=True, tag="dtype"):
+    """A numpy dtype."""
+
+    dtype: DType
+
+
+class SliceValue(Tagged, frozen=True, array_like=True, tag="slice"):
+    """A slice."""
+
+    start: Value
+    stop: Value
+    step: Value
+
+
+class OperationValue(Tagged, frozen=True, array_like=True, tag="operation"):
+    """A callable of the operation table, by its exact name."""
+
+    name: str
+
+
+class InstanceValue(Tagged, frozen=True, array_like=True, tag="instance"):
+    """An instance of a class of the codec registry."""
+
+    codec: str
+    fields: dict[str, Value]
+
+
+Value: TypeAlias = (
+    None
+    | bool
+    | int
+    | float
+    | str
+    | BytesValue
+    | ArrayValue
+    | ScalarValue
+    | MaskedValue
+    | TextArrayValue
+    | CFTimeValue
+    | ObjectArrayValue
+    | ListValue
+    | TupleValue
+    | DictValue
+    | LargeIntegerValue
+    | ComplexValue
+    | TimeDeltaValue
+    | DTypeValue
+    | SliceValue
+    | OperationValue
+    | InstanceValue
+)
+"""Any value tree."""
+
+
+class Resolver(Protocol):
+    """What values need of the operation table and the codec registry."""
+
+    def name_of(self, function: object) -> str | None:
+        """Name of a callable of the table, or None."""
+
+    def lookup(self, name: str) -> Any:
+        """The callable of that name; refuses names that are not in the table."""
+
+    def to_fields(self, instance: object) -> tuple[str, dict[str, object]] | None:
+        """Codec name and fields of an instance of a registered class, or None."""
+
+    def from_fields(self, codec: str, fields: dict[str, Any]) -> Any:
+        """Make the instance; refuses codecs that are not registered."""
+
+
+def encode_value(obj: object, buffers: list[Buffer], resolver: Resolver | None = None) -> Value:
+    """Encode an object.
+
+    Parameters
+    ----------
+    obj : object
+        What is to cross.
+    buffers : list of bytes-like
+        Raw buffers are appended here; the tree refers to them by position.
+    resolver : Resolver, optional
+        Admits callables of the operation table and registered classes.
+
+    Returns
+    -------
+    Value
+        The tree.
+
+    Raises
+    ------
+    TypeError
+        If the object has no wire form.
+
+    Examples
+    --------
+    >>> buffers = []
+    >>> tree = encode_value({"total": np.arange(3.0), "n": 3}, buffers)
+    >>> decode_value(tree, [bytearray(buffer) for buffer in buffers])
+    {'total': array([0., 1., 2.]), 'n': 3}
+    """
+    return _Encoder(buffers, resolver).encode(obj)
+
+
+class _Encoder:
+    def __init__(self, buffers: list[Buffer], resolver: Resolver | None) -> None:
+        self.buffers = buffers
+        self.resolver = resolver
+
+    def buffer(self, data: np.ndarray) -> int:
+        # Zero-size arrays and void-like dtypes do not cast to bytes; views do.
+        flat = np.ascontiguousarray(data).reshape(-1)
+        self.buffers.append(flat.view(np.uint8).data if flat.nbytes else b"")
+        return len(self.buffers) - 1
+
+    def encode(self, obj: object) -> Value:
+        if obj is None or isinstance(obj, bool) or type(obj) in (float, str):
+            return obj  # type: ignore[return-value]
+        if type(obj) is int:
+            return obj if obj in INT64 else _large_integer(obj)
+        encode = _ENCODERS.get(type(obj))
+        if encode is not None:
+            return encode(self, obj)
+        if isinstance(obj, np.generic):
+            return ScalarValue(encode_dtype(obj.dtype), obj.tobytes())
+        if isinstance(obj, np.dtype):
+            return DTypeValue(encode_dtype(obj))
+        if _is_cftime(obj):
+            return self.cftime(np.array([obj], dtype=object), None)
+        if self.resolver is not None:
+            name = self.resolver.name_of(obj)
+            if name is not None:
+                return OperationValue(name)
+            fields = self.resolver.to_fields(obj)
+            if fields is not None:
+                return InstanceValue(
+                    fields[0], {name: self.encode(value) for name, value in fields[1].items()}
+                )
+        raise TypeError(f"{_describe(obj)} has no wire form")
+
+    def sequence(self, items: Sequence[object]) -> tuple[Value, ...]:
+        return tuple(self.encode(item) for item in items)
+
+    def mapping(self, items: dict[object, object]) -> DictValue:
+        return DictValue(
+            tuple((self.encode(key), self.encode(value)) for key, value in items.items())
+        )
+
+    def array(self, array: np.ndarray) -> Value:
+        if array.dtype.hasobject:
+            return self.objects(array)
+        dtype = encode_dtype(array.dtype)
+        stored = _without_repeats(array)
+        fortran = stored.flags.f_contiguous and not stored.flags.c_contiguous
+        buffer = self.buffer(stored.T if fortran else stored)
+        return ArrayValue(dtype, array.shape, stored.shape, fortran, buffer)
+
+    def masked(self, array: np.ma.MaskedArray) -> MaskedValue:
+        return MaskedValue(
+            self.encode(np.asarray(array.data)),
+            self.encode(np.ma.getmaskarray(array)),
+            self.encode(array.fill_value),
+        )
+
+    def objects(self, array: np.ndarray) -> Value:
+        kind = object_kind(array)
+        if kind == "texts":
+            return self.texts(array)
+        if kind == "cftime":
+            return self.cftime(array, array.shape)
+        if array.dtype.names is not None or array.size > LARGEST_ELEMENTWISE:
+            raise TypeError(f"an object array of {array.size} elements has no wire form")
+        return ObjectArrayValue(array.shape, self.sequence(list(array.flat)))
+
+    def texts(self, array: np.ndarray) -> TextArrayValue:
+        encoded = [
+            item.encode() if isinstance(item, str) else (-1 if item is None else -2)
+            for item in array.flat
+        ]
+        lengths = [item if isinstance(item, int) else len(item) for item in encoded]
+        data = b"".join(item for item in encoded if isinstance(item, bytes))
+        where = self.buffer(np.array(lengths, dtype="<i8"))
+        self.buffers.append(data)
+        return TextArrayValue(array.shape, where, len(self.buffers) - 1)
+
+    def cftime(self, array: np.ndarray, shape: tuple[int, ...] | None) -> CFTimeValue:
+        import cftime
+
+        first = array.flat[0]
+        numbers = cftime.date2num(
+            array, CFTIME_UNITS, calendar=first.calendar, has_year_zero=first.has_year_zero
+        )
+        buffer = self.buffer(np.asarray(numbers, dtype="<i8"))
+        return CFTimeValue(shape, first.calendar, bool(first.has_year_zero), buffer)
+
+
+def _large_integer(number: int) -> LargeIntegerValue:
+    if number.bit_length() > LARGEST_INTEGER_BITS:
+        raise TypeError(f"an integer of {number.bit_length()} bits has no wire form")
+    return LargeIntegerValue(hex(number))
+
+
+def _describe(obj: object) -> str:
+    cls = type(obj)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _without_repeats(array: np.ndarray) -> np.ndarray:
+    if all(stride != 0 or size <= 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+        return array
+    return array[tuple(slice(None) if stride else slice(0, 1) for stride in array.strides)]
+
+
+def _is_cftime(obj: object) -> bool:
+    return type(obj).__module__ in ("cftime", "cftime._cftime") and hasattr(obj, "calendar")
+
+
+def object_kind(array: np.ndarray) -> str:
+    """Say which codec an object array needs: ``texts``, ``cftime`` or ``objects``.
+
+    Examples
+    --------
+    >>> object_kind(np.array(["a", None], dtype=object))
+    'texts'
+    """
+    if array.dtype.names is not None or array.size == 0:
+        return "objects"
+    first = array.flat[0]
+    if _is_cftime(first):
+        kind = (type(first), first.calendar, first.has_year_zero)
+        if all(
+            _is_cftime(item) and (type(item), item.calendar, item.has_year_zero) == kind
+            for item in array.flat
+        ):
+            return "cftime"
+    if all(
+        type(item) is str or item is None or (type(item) is float and math.isnan(item))
+        for item in array.flat
+    ):
+        return "texts"
+    return "objects"
+
+
+_ENCODERS: dict[type, Callable[[_Encoder, Any], Value]] = {
+    int: lambda _, obj: obj,
+    np.ndarray: _Encoder.array,
+    np.ma.MaskedArray: _Encoder.masked,
+    list: lambda encoder, obj: ListValue(encoder.sequence(obj)),
+    tuple: lambda encoder, obj: TupleValue(encoder.sequence(obj)),
+    dict: _Encoder.mapping,
+    bytes: lambda _, obj: BytesValue(obj),
+    complex: lambda _, obj: ComplexValue(obj.real, obj.imag),
+    datetime.timedelta: lambda _, obj: TimeDeltaValue(obj.days, obj.seconds, obj.microseconds),
+    slice: lambda encoder, obj: SliceValue(*encoder.sequence((obj.start, obj.stop, obj.step))),
+}
+
+
+def decode_value(
+    value: Value, buffers: Sequence[bytearray], resolver: Resolver | None = None
+) -> Any:
+    """Decode a value tree.
+
+    Arrays are made over the buffers without copying them.
+
+    Parameters
+    ----------
+    value : Value
+        The tree.
+    buffers : sequence of bytearray
+        Buffers of the frame in which the tree came.
+    resolver : Resolver, optional
+        Admits callables of the operation table and registered classes.
+
+    Returns
+    -------
+    object
+        What was encoded.
+
+    Raises
+    ------
+    RequestRefused
+        If the tree and the buffers do not fit together, or name something that
+        is not in the table or registry.
+    """
+    try:
+        return _Decoder(buffers, resolver).decode(value)
+    except (TypeError, ValueError, OverflowError, IndexError, RecursionError) as error:
+        raise RequestRefused("A value does not parse.", reason=Reason.MALFORMED) from error
+
+
+class _Decoder:
+    def __init__(self, buffers: Sequence[bytearray], resolver: Resolver | None) -> None:
+        self.buffers = buffers
+        self.resolver = resolver
+
+    def decode(self, value: Value) -> Any:
+        decode = _DECODERS.get(type(value))
+        return value if decode is None else decode(self, value)
+
+    def sequence(self, values: Sequence[Value]) -> list[Any]:
+        return [self.decode(value) for value in values]
+
+    def buffer(self, position: int, dtype: np.dtype, count: int) -> np.ndarray:
+        if position < 0 or count < 0:
+            raise ValueError("negative size")
+        data = self.buffers[position]
+        if len(data) != dtype.itemsize * count:
+            raise ValueError("a buffer does not have the size of its array")
+        if not len(data):
+            return np.empty(count, dtype)
+        return np.frombuffer(data, dtype=dtype, count=count)
+
+    def array(self, value: ArrayValue) -> np.ndarray:
+        dtype = _plain(value.dtype)
+        flat = self.buffer(value.buffer, dtype, math.prod(value.stored_shape))
+        if value.fortran:
+            stored = flat.reshape(value.stored_shape[::-1]).T
+        else:
+            stored = flat.reshape(value.stored_shape)
+        if value.shape == value.stored_shape:
+            return stored
+        return np.broadcast_to(stored, value.shape)
+
+    def scalar(self, value: ScalarValue) -> Any:
+        dtype = _plain(value.dtype)
+        if len(value.data) != dtype.itemsize:
+            raise ValueError("a scalar does not have the size of its dtype")
+        return np.frombuffer(value.data, dtype=dtype, count=1)[0]
+
+    def masked(self, value: MaskedValue) -> np.ma.MaskedArray:
+        data, mask = self.decode(value.data), self.decode(value.mask)
+        return np.ma.MaskedArray(data, mask=mask, fill_value=self.decode(value.fill_value))
+
+    def texts(self, value: TextArrayValue) -> np.ndarray:
+        count = math.prod(value.shape)
+        lengths = self.buffer(value.lengths, np.dtype("<i8"), count).tolist()
+        data = self.buffers[value.data]
+        array = np.empty(count, dtype=object)
+        start = 0
+        for position, length in enumerate(lengths):
+            if length < 0:
+                array[position] = None if length == -1 else math.nan
+                continue
+            array[position] = data[start : start + length].decode()
+            start += length
+        if start != len(data):
+            raise ValueError("texts do not fill their buffer")
+        return array.reshape(value.shape)
+
+    def cftime(self, value: CFTimeValue) -> Any:
+        import cftime
+
+        count = 1 if value.shape is None else math.prod(value.shape)
+        numbers = self.buffer(value.buffer, np.dtype("<i8"), count)
+        array = np.empty(count, dtype=object)
+        array[:] = cftime.num2date(
+            numbers, CFTIME_UNITS, calendar=value.calendar, has_year_zero=value.has_year_zero
+        )
+        return array[0] if value.shape is None else array.reshape(value.shape)
+
+    def objects(self, value: ObjectArrayValue) -> np.ndarray:
+        array = np.empty(len(value.elements), dtype=object)
+        for position, element in enumerate(value.elements):
+            array[position] = self.decode(element)
+        return array.reshape(value.shape)
+
+    def mapping(self, value: DictValue) -> dict[Any, Any]:
+        return {self.decode(key): self.decode(item) for key, item in value.items}
+
+    def large_integer(self, value: LargeIntegerValue) -> int:
+        if len(value.text) > LARGEST_INTEGER_BITS // 4 + 3:
+            raise ValueError("an integer is too long")
+        return int(value.text, 16)
+
+    def operation(self, value: OperationValue) -> Any:
+        return self.known().lookup(value.name)
+
+    def instance(self, value: InstanceValue) -> Any:
+        fields = {name: self.decode(item) for name, item in value.fields.items()}
+        return self.known().from_fields(value.codec, fields)
+
+    def known(self) -> Resolver:
+        if self.resolver is None:
+            raise ValueError("operations and instances have no place here")
+        return self.resolver
+
+
+def _plain(described: DType) -> np.dtype:
+    dtype = decode_dtype(described)
+    if dtype.hasobject:
+        raise ValueError("values of the object dtype need a codec")
+    return dtype
+
+
+_DECODERS: dict[type, Callable[[_Decoder, Any], Any]] = {
+    ArrayValue: _Decoder.array,
+    ScalarValue: _Decoder.scalar,
+    MaskedValue: _Decoder.masked,
+    TextArrayValue: _Decoder.texts,
+    CFTimeValue: _Decoder.cftime,
+    ObjectArrayValue: _Decoder.objects,
+    ListValue: lambda decoder, value: decoder.sequence(value.items),
+    TupleValue: lambda decoder, value: tuple(decoder.sequence(value.items)),
+    DictValue: _Decoder.mapping,
+    LargeIntegerValue: _Decoder.large_integer,
+    ComplexValue: lambda _, value: complex(value.real, value.imag),
+    TimeDeltaValue: lambda _, value: datetime.timedelta(
+        value.days, value.seconds, value.microseconds
+    ),
+    BytesValue: lambda _, value: value.data,
+    DTypeValue: lambda _, value: decode_dtype(value.dtype),
+    SliceValue: lambda decoder, value: slice(
+        *decoder.sequence((value.start, value.stop, value.step))
+    ),
+    OperationValue: _Decoder.operation,
+    InstanceValue: _Decoder.instance,
+}
