@@ -29,7 +29,7 @@ nanvar ones ones_like outer percentile prod quantile ravel real repeat reshape r
 round searchsorted sinc sort squeeze stack std sum swapaxes take tensordot tile transpose tril triu
 unwrap var vstack where zeros zeros_like
 bool complex64 complex128 datetime64 float16 float32 float64 int8 int16 int32 int64 timedelta64 uint8
-uint16 uint32 uint64
+uint16 uint32 uint64 number integer floating generic
 """
 
 NAMES: dict[str, str] = {
@@ -74,9 +74,10 @@ NAMES: dict[str, str] = {
     "xarray.core.nputils": "nanlast nanfirst",
     "flox.aggregations": """
         _mean_finalize _pick_second _std_finalize _var_combine _var_finalize argreduce_preprocess
-        quantile_new_dims_func returns_empty_tuple var_chunk
+        blockwise_or_numpy_var quantile_new_dims_func returns_empty_tuple var_chunk
     """,
     "flox.core": "_reduce_blockwise chunk_argreduce chunk_reduce",
+    "flox.xrutils": "first last nanfirst nanlast",
     "flox.dask": """
         _aggregate _expand_dims _extract_result _extract_unknown_groups _grouped_combine
         _simple_combine reindex_intermediates

@@ -10,6 +10,7 @@ as an `InstanceValue`: the name of a registered class and its fields.
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -151,6 +152,14 @@ class OperationValue(Tagged, frozen=True, array_like=True, tag="operation"):
     name: str
 
 
+class PartialValue(Tagged, frozen=True, array_like=True, tag="partial"):
+    """A ``functools.partial`` of an operation."""
+
+    function: Value
+    arguments: tuple[Value, ...]
+    keywords: dict[str, Value]
+
+
 class InstanceValue(Tagged, frozen=True, array_like=True, tag="instance"):
     """An instance of a class of the codec registry."""
 
@@ -180,6 +189,7 @@ Value: TypeAlias = (
     | DTypeValue
     | SliceValue
     | OperationValue
+    | PartialValue
     | InstanceValue
 )
 """Any value tree."""
@@ -259,6 +269,8 @@ class _Encoder:
         if _is_cftime(obj):
             return self.cftime(np.array([obj], dtype=object), None)
         if self.resolver is not None:
+            if isinstance(obj, functools.partial):
+                return self.partial(obj)
             name = self.resolver.name_of(obj)
             if name is not None:
                 return OperationValue(name)
@@ -276,6 +288,10 @@ class _Encoder:
         return DictValue(
             tuple((self.encode(key), self.encode(value)) for key, value in items.items())
         )
+
+    def partial(self, obj: functools.partial[Any]) -> PartialValue:
+        keywords = {name: self.encode(value) for name, value in obj.keywords.items()}
+        return PartialValue(self.encode(obj.func), self.sequence(obj.args), keywords)
 
     def array(self, array: np.ndarray) -> Value:
         if array.dtype.hasobject:
@@ -506,6 +522,13 @@ class _Decoder:
     def operation(self, value: OperationValue) -> Any:
         return self.known().lookup(value.name)
 
+    def partial(self, value: PartialValue) -> Any:
+        if not isinstance(value.function, OperationValue | PartialValue):
+            raise ValueError("a partial is made of something that is not an operation")
+        keywords = {name: self.decode(item) for name, item in value.keywords.items()}
+        arguments = self.sequence(value.arguments)
+        return functools.partial(self.decode(value.function), *arguments, **keywords)
+
     def instance(self, value: InstanceValue) -> Any:
         fields = {name: self.decode(item) for name, item in value.fields.items()}
         return self.known().from_fields(value.codec, fields)
@@ -544,5 +567,6 @@ _DECODERS: dict[type, Callable[[_Decoder, Any], Any]] = {
         *decoder.sequence((value.start, value.stop, value.step))
     ),
     OperationValue: _Decoder.operation,
+    PartialValue: _Decoder.partial,
     InstanceValue: _Decoder.instance,
 }

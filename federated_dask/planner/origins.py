@@ -1,0 +1,68 @@
+"""Where a task's data comes from: the sites it derives from, before anything is placed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from federated_dask.planner.graph import PlanGraph, PlanTask
+from federated_dask.planner.nodes import uses
+from federated_dask.planner.sources import HOME, SiteFacts
+from federated_dask.protocol import graph as wire
+
+__all__ = ["Availability", "origins"]
+
+AT_HOME = frozenset({HOME})
+
+
+class Availability:
+    """Say which sites can run a task: they must have all of its operations."""
+
+    def __init__(self, facts: Mapping[str, SiteFacts]) -> None:
+        self._facts = facts
+        self._lacking: dict[tuple[wire.Template, str], frozenset[str]] = {}
+
+    def lacking(self, task: PlanTask, site: str) -> frozenset[str]:
+        """Operations of a task with a program that a site does not have."""
+        assert task.program is not None  # noqa: S101
+        key = (task.program.template, site)
+        if key not in self._lacking:
+            used = frozenset[str]().union(*(uses(step) for step in task.program.template.steps))
+            self._lacking[key] = used - self._facts[site].operations
+        return self._lacking[key]
+
+    def can_run(self, task: PlanTask, site: str) -> bool:
+        """Say whether a site can run a task."""
+        return task.program is not None and not self.lacking(task, site)
+
+
+def origins(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> list[frozenset[str]]:
+    """Name, for every task, the places from which its inputs come.
+
+    Returns
+    -------
+    list of frozenset of str
+        Empty: a task without data of a site, which may run anywhere.  One site:
+        all it needs is there, and it can run there.  ``home``: it can only run
+        at home.  More than one: places meet.
+    """
+    available = Availability(facts)
+    result: list[frozenset[str]] = []
+    for task in graph.tasks:
+        if task.program is None:
+            result.append(AT_HOME)
+            continue
+        own = {source.site for source in task.sources}
+        if task.held_at is not None:
+            own.add(task.held_at)
+        below = [result[dependency] for dependency in task.dependencies]
+        # Most tasks have what their first input has; then the set is shared.
+        if not own and below and all(other is below[0] or other == below[0] for other in below):
+            places = below[0]
+        else:
+            places = frozenset(own).union(*below)
+        if len(places) == 1 and places != AT_HOME:
+            (site,) = places
+            if not available.can_run(task, site):
+                places = AT_HOME
+        result.append(places)
+    return result

@@ -1,0 +1,303 @@
+"""The plan of one compute: jobs per site and stage, what crosses each link, and why.
+
+::
+
+    stage 0   north: 42 tasks ──┐                       released: partials
+              south: 40 tasks ──┼──► home
+    stage 1                     └──  home: 3 tasks ──┐  brought: the mean of both
+    stage 2   north: 12 tasks  ◄─────────────────────┘  (uses what stage 0 left held)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from federated_dask.errors import NotPermitted, Reason
+from federated_dask.planner.encoding import encode_graph
+from federated_dask.planner.graph import Key, PlanGraph, lower
+from federated_dask.planner.placement import Placement, place
+from federated_dask.planner.reductions import split_reductions
+from federated_dask.planner.sizes import estimate_sizes, read_bytes
+from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
+from federated_dask.protocol import graph as wire
+from federated_dask.protocol.frames import encode_frame
+from federated_dask.protocol.messages import JobSubmission, Output
+from federated_dask.protocol.operations import OperationTable
+
+__all__ = ["Job", "Plan", "make_plan"]
+
+
+@dataclass
+class Job:
+    """What one site does in one stage. All lists hold positions in the plan's graph."""
+
+    site: str
+    stage: int
+    tasks: list[int] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    """Tasks whose results go home."""
+    held: list[int] = field(default_factory=list)
+    """Tasks whose results stay at the site for a later stage, or for the user."""
+    values: list[int] = field(default_factory=list)
+    """Tasks whose results are sent along."""
+    earlier: list[int] = field(default_factory=list)
+    """Tasks of earlier stages whose results the site holds."""
+
+    @property
+    def outputs(self) -> list[int]:
+        """Tasks whose results are released or held, in the order of the submission."""
+        return list(dict.fromkeys((*self.released, *self.held)))
+
+
+@dataclass
+class Plan:
+    """Where every task runs and what crosses each link.
+
+    Made by `make_plan`; shown by ``FederatedClient.explain``.
+    """
+
+    graph: PlanGraph
+    placement: Placement
+    sizes: list[int]
+    facts: Mapping[str, SiteFacts]
+    table: OperationTable
+    jobs: list[list[Job]]
+    """Jobs of every stage."""
+    home: list[list[int]]
+    """Tasks that run at home, per stage, with what runs anywhere and is needed there."""
+    hold: bool
+    """True for persist: requested results that lie at a site stay there."""
+
+    @property
+    def sites(self) -> list[str]:
+        """Sites that take part, in alphabetical order."""
+        return sorted({job.site for stage in self.jobs for job in stage})
+
+    def tasks_at(self, place_: str) -> int:
+        """Count the tasks that run at a site or at home."""
+        if place_ == HOME:
+            return sum(not self.graph.tasks[p].finalise for stage in self.home for p in stage)
+        return sum(len(job.tasks) for stage in self.jobs for job in stage if job.site == place_)
+
+    def read_bytes(self, site: str | None = None) -> int:
+        """Bytes, decoded, that are read from storage: at one site, or in all."""
+        jobs = [job for stage in self.jobs for job in stage if site in (None, job.site)]
+        return sum(read_bytes(self.graph.tasks[p], self.graph) for job in jobs for p in job.tasks)
+
+    def predicted_links(self) -> dict[tuple[str, str], int]:
+        """Bytes predicted to cross each link: (from, to) to bytes.
+
+        What goes to a site is the message of its job, exactly; what comes home
+        is estimated from the shapes that the collections state.
+        """
+        links: Counter[tuple[str, str]] = Counter()
+        for stage in self.jobs:
+            for job in stage:
+                links[HOME, job.site] += self._upload_bytes(job)
+                links[job.site, HOME] += sum(self.sizes[p] for p in job.released)
+        return dict(links)
+
+    def _upload_bytes(self, job: Job) -> int:
+        placeholders = {p: wire.Held("0" * 32, 0) for p in job.earlier}
+        submission, buffers = self.submission(job, dict.fromkeys(job.values), placeholders)
+        message = sum(memoryview(piece).nbytes for piece in encode_frame(submission, buffers))
+        return message + sum(self.sizes[p] for p in job.values)
+
+    def submission(
+        self, job: Job, values: Mapping[int, Any], held: Mapping[int, wire.Held]
+    ) -> tuple[JobSubmission, list[Any]]:
+        """Encode a job; `values` and `held` stand for what earlier stages made."""
+        encoded = encode_graph(self.graph, job.tasks, values, held, self.table)
+        released, kept = set(job.released), set(job.held)
+        outputs = tuple(
+            Output(task=encoded.numbers[p], release=p in released, hold=p in kept)
+            for p in job.outputs
+        )
+        return JobSubmission(graph=encoded.graph, outputs=outputs), encoded.buffers
+
+    def reasons(self) -> list[tuple[str, str, int]]:
+        """Say why tasks are not at their data: (task, reason, count), most frequent first."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for position, reason in self.placement.reasons.items():
+            task = self.graph.tasks[position]
+            counts[task.label, reason] += 1
+        return [(label, reason, count) for (label, reason), count in counts.most_common()]
+
+    def datasets_of(self) -> list[frozenset[tuple[str, str]]]:
+        """Name, for every task, the (site, dataset) pairs from which its result derives."""
+        result: list[frozenset[tuple[str, str]]] = []
+        for task in self.graph.tasks:
+            own = {(source.site, source.dataset) for source in task.sources}
+            if task.held_at is not None and task.program is not None:
+                leaf = self.graph.leaves[-1 - task.program.references[0]]
+                if isinstance(leaf, HeldReference):
+                    own.update((leaf.site, name) for name in leaf.datasets)
+            below = [result[dependency] for dependency in task.dependencies]
+            if not own and below and all(other == below[0] for other in below):
+                result.append(below[0])
+            else:
+                result.append(frozenset(own).union(*below))
+        return result
+
+
+def make_plan(
+    expression: Any,
+    keys: Iterable[Key],
+    facts: Mapping[str, SiteFacts],
+    table: OperationTable,
+    *,
+    hold: bool = False,
+) -> Plan:
+    """Plan a compute.
+
+    Parameters
+    ----------
+    expression : dask Expr, HighLevelGraph or mapping
+        What Dask passes to a scheduler.
+    keys : iterable of keys
+        What is to be computed.
+    facts : mapping of str to SiteFacts
+        The sites, by name.
+    table : OperationTable
+        Operations of this process.
+    hold : bool, default False
+        Leave requested results that lie at a site there (``persist``).
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    NotPermitted
+        If a task would have to bring home more of a dataset than may leave its
+        site; names the task and what to do.
+    """
+    graph = split_reductions(lower(expression, keys, table), facts)
+    sizes = estimate_sizes(graph)
+    placement = place(graph, sizes, facts)
+    stages = 1 + max(placement.stages, default=0)
+    plan = Plan(
+        graph,
+        placement,
+        sizes,
+        facts,
+        table,
+        [[] for _ in range(stages)],
+        [[] for _ in range(stages)],
+        hold,
+    )
+    _assign(plan)
+    _check_egress(plan)
+    return plan
+
+
+def _assign(plan: Plan) -> None:
+    """Cut the placed graph into jobs and home shares."""
+    places, stages = plan.placement.places, plan.placement.stages
+    shares: dict[tuple[int, str], Job] = {}
+    wanted = set(plan.graph.outputs.values())
+    for position, place_ in enumerate(places):
+        if place_ is None and position in wanted:
+            place_ = HOME
+        if place_ is not None:
+            share = shares.setdefault((stages[position], place_), Job(place_, stages[position]))
+            share.tasks.append(position)
+    makers: dict[tuple[int, str], Job] = {}
+    for share in shares.values():
+        share.tasks = _with_free(plan, share.tasks)
+        for position in share.tasks:
+            makers[position, share.site] = share
+    for share in shares.values():
+        _connect(plan, share, makers, set(share.tasks))
+    for position in wanted:
+        place_ = places[position]
+        if place_ is not None and place_ != HOME:
+            job = makers[position, place_]
+            (job.held if plan.hold else job.released).append(position)
+    for (stage, place_), share in sorted(shares.items()):
+        share.released = list(dict.fromkeys(share.released))
+        share.held = list(dict.fromkeys(share.held))
+        if place_ == HOME:
+            plan.home[stage] = share.tasks
+        else:
+            plan.jobs[stage].append(share)
+
+
+def _with_free(plan: Plan, tasks: list[int]) -> list[int]:
+    """Add the tasks that run anywhere and that these need."""
+    needed = set(tasks)
+    stack = list(tasks)
+    while stack:
+        for below in plan.graph.tasks[stack.pop()].dependencies:
+            if plan.placement.places[below] is None and below not in needed:
+                needed.add(below)
+                stack.append(below)
+    return sorted(needed)
+
+
+def _connect(
+    plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own: set[int]
+) -> None:
+    """Note what a share needs from other shares, here and there."""
+    needed = {below for p in share.tasks for below in plan.graph.tasks[p].dependencies} - own
+    for below in sorted(needed):
+        place_ = plan.placement.places[below]
+        assert place_ is not None  # noqa: S101
+        maker = makers[below, place_]
+        if place_ == share.site:
+            if place_ != HOME:
+                maker.held.append(below)
+                share.earlier.append(below)
+        else:
+            if place_ != HOME:
+                maker.released.append(below)
+            if share.site != HOME:
+                share.values.append(below)
+
+
+def _check_egress(plan: Plan) -> None:
+    limited = {
+        (name, dataset): limit
+        for name, facts in plan.facts.items()
+        for dataset, limit in facts.egress_limits.items()
+    }
+    if not limited:
+        return
+    datasets = plan.datasets_of()
+    leaving: Counter[tuple[str, str]] = Counter()
+    largest: dict[tuple[str, str], int] = {}
+    for stage in plan.jobs:
+        for job in stage:
+            for position in job.released:
+                for dataset in datasets[position] & limited.keys():
+                    leaving[dataset] += plan.sizes[position]
+                    if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:
+                        largest[dataset] = position
+    for dataset, size in leaving.items():
+        if size > limited[dataset]:
+            raise _export_error(plan, dataset, size, limited[dataset], largest[dataset])
+
+
+def _export_error(
+    plan: Plan, dataset: tuple[str, str], size: int, limit: int, position: int
+) -> NotPermitted:
+    site, name = dataset
+    users = [
+        other
+        for other, task in enumerate(plan.graph.tasks)
+        if position in task.dependencies and plan.placement.places[other] == HOME
+    ]
+    why = [plan.placement.reasons[other] for other in users if other in plan.placement.reasons]
+    because = f" They would be needed at home because {why[0]}." if why else ""
+    return NotPermitted(
+        f"About {size:,} bytes derived from {site}/{name} would leave the site; "
+        f"one job may release {limit:,}.{because}",
+        reason=Reason.EXPORT_NOT_ALLOWED,
+        site=site,
+        hint="Reduce more before the result leaves, use operations that the site has, "
+        "or ask the institute to publish your function or to open the dataset.",
+    )

@@ -1,0 +1,351 @@
+"""One Dask task → one program: a template with holes, and what fills them.
+
+Only data that has a wire form and callables of the operation table get into a
+program; for anything else `Foreign` is raised, and says what it was.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from dask._task_spec import (
+    Alias,
+    DataNode,
+    Dict,
+    GraphNode,
+    List,
+    Set,
+    Task,
+    TaskRef,
+    Tuple,
+    _execute_subgraph,
+    _identity_cast,
+)
+from dask.utils import apply, funcname
+from toolz.functoolz import Compose, curry
+
+from federated_dask.planner.sources import HeldReference, SourceReference
+from federated_dask.protocol import graph as wire
+from federated_dask.protocol.dtypes import encode_dtype
+from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.values import encode_value
+
+__all__ = ["Foreign", "Program", "ProgramMaker", "describe_callable"]
+
+CONTAINERS = (List, Tuple, Dict, Set)
+INT64 = range(-(2**63), 2**63)
+LONGEST_INLINE = 32
+"""Sequences of plain data longer than this cross as one constant instead of many nodes."""
+
+
+class Foreign(Exception):
+    """Something in a task that cannot be sent to a site, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A template and what fills its holes.
+
+    `references` holds positions of tasks, or ``-1 - position`` of leaves.
+    """
+
+    template: wire.Template
+    references: tuple[int, ...]
+    integers: tuple[int, ...]
+
+
+class _Holes:
+    """The holes of the program in the making."""
+
+    __slots__ = ("integers", "local", "references")
+
+    def __init__(self) -> None:
+        self.references: list[int] = []
+        self.integers: list[int] = []
+        self.local: dict[Hashable, Any] = {}
+
+
+class ProgramMaker:
+    """Make programs of the tasks of one graph.
+
+    Parameters
+    ----------
+    table : OperationTable
+        What may be called.
+    operand : callable
+        From a key to its operand number.
+    leaves : list
+        Operands that are no tasks; constants found in tasks are appended.
+    """
+
+    def __init__(
+        self, table: OperationTable, operand: Callable[[Hashable], int], leaves: list[Any]
+    ) -> None:
+        self.table = table
+        self.operand = operand
+        self.leaves = leaves
+        self._leaf_of: dict[Hashable, int] = {}
+        # Tasks of one layer share their callable and much of their arguments;
+        # by identity, with the object kept alive beside what was made of it.
+        self._functions: dict[int, tuple[object, wire.Node, tuple[int, ...]]] = {}
+        self._checked: dict[int, tuple[object, str | None]] = {}
+
+    def make(self, node: GraphNode) -> Program:
+        """Make the program of one task.
+
+        Raises
+        ------
+        Foreign
+            If something in it has no wire form.
+        """
+        holes = _Holes()
+        if not isinstance(node, Task) or isinstance(node, CONTAINERS):
+            steps: tuple[wire.Node, ...] = (self.argument(node, holes),)
+        elif node.func is _execute_subgraph:
+            steps = self.subgraph(node, holes)
+        else:
+            steps = (self.call(node, holes),)
+        return Program(wire.Template(steps), tuple(holes.references), tuple(holes.integers))
+
+    def leaf(self, value: Any) -> int:
+        """Operand number of a leaf; equal references and the same constant share one."""
+        is_reference = isinstance(value, SourceReference | HeldReference)
+        key: Hashable = value if is_reference else id(value)
+        if key not in self._leaf_of:
+            self.leaves.append(value)
+            self._leaf_of[key] = -len(self.leaves)
+        return self._leaf_of[key]
+
+    def blocker_of(self, value: Any) -> str | None:
+        """Say why a constant cannot be sent, or None where it can."""
+        known = self._checked.get(id(value))
+        if known is not None:
+            return known[1]
+        try:
+            if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+                encode_dtype(value.dtype)
+            else:
+                encode_value(value, [], self.table)
+            blocker = None
+        except (TypeError, ValueError) as error:
+            blocker = str(error)
+        self._checked[id(value)] = (value, blocker)
+        return blocker
+
+    def subgraph(self, node: Task, holes: _Holes) -> tuple[wire.Node, ...]:
+        """Turn a fused task into steps."""
+        steps: list[wire.Node] = []
+        self._expand(node, holes, steps, holes.local)
+        holes.local = {}
+        return tuple(steps)
+
+    def _expand(
+        self, node: Task, holes: _Holes, steps: list[wire.Node], names: dict[Hashable, Any]
+    ) -> wire.Local:
+        """Append the steps of a fused task, and of fused tasks inside it."""
+        inner, outkey, inkeys, *outer = node.args
+        # An outer key may have the name of an inner one: what is given from
+        # outside is resolved with the names outside.
+        local: dict[Hashable, Any] = {
+            key: _Given(value, names) for key, value in zip(inkeys, outer, strict=True)
+        }
+        for key in _order(inner, outkey):
+            part = inner[key]
+            if isinstance(part, DataNode):
+                # In place of the reference, as it would stand in an unfused task.
+                local[key] = _Given(part.value, {})
+            elif isinstance(part, Task) and part.func is _execute_subgraph:
+                local[key] = self._expand(part, holes, steps, local)
+            else:
+                holes.local = local
+                is_call = isinstance(part, Task) and not isinstance(part, CONTAINERS)
+                steps.append(self.call(part, holes) if is_call else self.argument(part, holes))
+                local[key] = wire.Local(len(steps) - 1)
+        result = local[outkey]
+        if not isinstance(result, wire.Local):
+            raise Foreign("a fused task that gives back a constant has no wire form")
+        return result
+
+    def call(self, node: Task, holes: _Holes) -> wire.Node:
+        """Turn one call into a node."""
+        function, arguments, keywords = node.func, node.args, node.kwargs
+        if function is _identity_cast:
+            return self.container(keywords["typ"], arguments, holes)
+        if function is apply:
+            function, arguments, keywords = _unapplied(arguments)
+        return wire.Call(
+            self.function(function, holes),
+            tuple(self.argument(argument, holes) for argument in arguments),
+            tuple((name, self.argument(value, holes, True)) for name, value in keywords.items()),
+        )
+
+    def container(self, cls: type, items: Any, holes: _Holes) -> wire.Node:
+        """Turn a sequence that may hold references into a node."""
+        nodes = tuple(self.argument(item, holes) for item in items)
+        if cls is list:
+            return wire.List(nodes)
+        if cls is tuple:
+            return wire.Tuple(nodes)
+        raise Foreign(f"a {cls.__name__} of tasks has no wire form")
+
+    def function(self, function: Any, holes: _Holes) -> wire.Node:
+        """Turn a callable into a node; constants bound to it become references."""
+        known = self._functions.get(id(function))
+        if known is None:
+            own = _Holes()
+            known = (function, self._function(function, own), tuple(own.references))
+            self._functions[id(function)] = known
+        holes.references.extend(known[2])
+        return known[1]
+
+    def _function(self, function: Any, holes: _Holes) -> wire.Node:
+        name = self.table.name_of(function)
+        if name is not None:
+            return wire.Operation(name)
+        if isinstance(function, functools.partial | curry):
+            return wire.Partial(
+                self.function(function.func, holes),
+                tuple(self.argument(argument, holes, True) for argument in function.args),
+                tuple(
+                    (key, self.argument(value, holes, True))
+                    for key, value in function.keywords.items()
+                ),
+            )
+        if isinstance(function, Compose):
+            functions = (*reversed(function.funcs), function.first)
+            return wire.Compose(tuple(self.function(part, holes) for part in functions))
+        raise Foreign(f"{describe_callable(function)} is not in the operation table")
+
+    def argument(self, value: Any, holes: _Holes, shared: bool = False) -> wire.Node:
+        """Turn an argument into a node; integers become holes unless `shared`."""
+        if isinstance(value, TaskRef | Alias):
+            return self.reference(value.key if isinstance(value, TaskRef) else value.target, holes)
+        if value is None or type(value) is bool or type(value) is str:
+            return value
+        if type(value) is int:
+            return self.integer(value, holes, shared)
+        if isinstance(value, GraphNode):
+            return self.graph_node(value, holes, shared)
+        if type(value) is slice:
+            parts = (value.start, value.stop, value.step)
+            return wire.Slice(*(self.argument(part, holes, shared) for part in parts))
+        if type(value) in (tuple, list) and len(value) <= LONGEST_INLINE:
+            cls = wire.Tuple if type(value) is tuple else wire.List
+            return cls(tuple(self.argument(item, holes, shared) for item in value))
+        if type(value) is dict and len(value) <= LONGEST_INLINE:
+            return wire.Dictionary(
+                tuple(
+                    (self.argument(key, holes, True), self.argument(item, holes, shared))
+                    for key, item in value.items()
+                )
+            )
+        return self.plain(value, holes)
+
+    def integer(self, value: int, holes: _Holes, shared: bool) -> wire.Node:
+        if value not in INT64:
+            return self.constant(value, holes)
+        if shared:
+            return wire.Number(value)
+        holes.integers.append(value)
+        return wire.Integer()
+
+    def reference(self, key: Hashable, holes: _Holes) -> wire.Node:
+        local = holes.local.get(key)
+        if isinstance(local, _Given):
+            names, holes.local = holes.local, local.names
+            node = self.argument(local.value, holes)
+            holes.local = names
+            return node
+        if local is not None:
+            return cast(wire.Node, local)
+        holes.references.append(self.operand(key))
+        return wire.Reference()
+
+    def graph_node(self, node: GraphNode, holes: _Holes, shared: bool) -> wire.Node:
+        if isinstance(node, DataNode):
+            return self.argument(node.value, holes, shared)
+        if isinstance(node, List):
+            return self.container(list, node.args, holes)
+        if isinstance(node, Tuple):
+            return self.container(tuple, node.args, holes)
+        if isinstance(node, Dict):
+            parts = [self.argument(item, holes, True) for item in node.args]
+            return wire.Dictionary(tuple(zip(parts[::2], parts[1::2], strict=True)))
+        if isinstance(node, Task) and not isinstance(node, Set):
+            return self.call(node, holes)
+        raise Foreign(f"a {type(node).__name__} has no wire form")
+
+    def plain(self, value: Any, holes: _Holes) -> wire.Node:
+        if type(value) is float:
+            return wire.Float(value.hex())
+        if value is Ellipsis:
+            return wire.EllipsisNode()
+        if isinstance(value, np.generic) and not value.dtype.hasobject:
+            dtype = encode_dtype(value.dtype)
+            if isinstance(dtype, str):
+                return wire.Scalar(dtype, value.tobytes())
+        elif isinstance(value, np.dtype):
+            try:
+                return wire.DataType(encode_dtype(value))
+            except TypeError as error:
+                raise Foreign(str(error)) from None
+        elif callable(value) and not isinstance(value, np.ndarray):
+            return self.function(value, holes)
+        return self.constant(value, holes)
+
+    def constant(self, value: Any, holes: _Holes) -> wire.Node:
+        blocker = self.blocker_of(value)
+        if blocker is not None:
+            raise Foreign(blocker)
+        holes.references.append(self.leaf(value))
+        return wire.Reference()
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a name inside a fused task stands for, and the names to resolve it with."""
+
+    value: Any
+    names: dict[Hashable, Any]
+
+
+def _order(inner: dict[Hashable, GraphNode], outkey: Hashable) -> list[Hashable]:
+    """Topological order of the tasks inside a fused task, what it gives back last."""
+    order: list[Hashable] = []
+    done: set[Hashable] = set()
+    stack: list[tuple[Hashable, bool]] = [(outkey, False)]
+    while stack:
+        key, ready = stack.pop()
+        if ready:
+            order.append(key)
+        elif key not in done:
+            done.add(key)
+            stack.append((key, True))
+            stack.extend((below, False) for below in inner[key].dependencies if below in inner)
+    return order
+
+
+def _unapplied(arguments: Any) -> tuple[Any, Any, Any]:
+    """Undo ``dask.utils.apply(function, arguments, keywords)``."""
+    function, positional, *rest = arguments
+    keywords = rest[0] if rest else {}
+    if isinstance(positional, List | Tuple):
+        positional = positional.args
+    if isinstance(keywords, Dict):
+        keywords = dict(zip(keywords.args[::2], keywords.args[1::2], strict=True))
+    elif isinstance(keywords, DataNode):
+        keywords = keywords.value
+    if not isinstance(positional, tuple | list) or not isinstance(keywords, dict):
+        raise Foreign("a call with arguments that are computed has no wire form")
+    return function, positional, keywords
+
+
+def describe_callable(function: Any) -> str:
+    """Name a callable for people."""
+    module = getattr(function, "__module__", None)
+    name = getattr(function, "__qualname__", None) or funcname(function)
+    return f"{module}.{name}" if module else str(name)
