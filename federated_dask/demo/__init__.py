@@ -1,0 +1,1 @@
+"""The main job over three sites on this machine: ``federated-dask demo``."""

@@ -25,7 +25,7 @@ class EncodedGraph:
     graph: wire.Graph
     buffers: list[Buffer]
     numbers: dict[int, int]
-    """Position of a task in the plan to its operand number in the wire graph."""
+    """Position of a task in the plan to its position among the tasks of the wire graph."""
 
 
 def encode_graph(
@@ -86,7 +86,8 @@ def encode_graph(
             _block(graph, template, members, numbers, leaf_numbers) for template, members in groups
         ),
     )
-    return EncodedGraph(message, buffers, {position: int(numbers[position]) for position in tasks})
+    first = message.first_task
+    return EncodedGraph(message, buffers, {task: int(numbers[task]) - first for task in tasks})
 
 
 def _leaves_of(graph: PlanGraph, tasks: Sequence[int]) -> list[int]:

@@ -39,11 +39,11 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import ensure_dict, key_split
 
 from federated_dask.planner.programs import Foreign, Program, ProgramMaker
-from federated_dask.planner.sources import HeldReference, SourceReference
+from federated_dask.planner.sources import HeldReference, SourceReference, StoredFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.operations import OperationTable
 
-__all__ = ["Key", "Leaf", "PlanGraph", "PlanTask", "aggregate_node", "home_graph", "lower"]
+__all__ = ["Key", "Leaf", "PlanGraph", "PlanTask", "aggregate_node", "has_site_data", "home_graph", "lower"]
 
 Key: TypeAlias = Hashable
 Leaf: TypeAlias = SourceReference | HeldReference | Any
@@ -92,8 +92,8 @@ class PlanGraph:
     """Requested key to the task that makes it."""
     data: dict[Key, GraphNode] = field(repr=False, default_factory=dict)
     """Dask's nodes of leaves and aliases, needed by tasks that run at home."""
-    stored: dict[SourceReference, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
-    """Shape and dtype of the stored variables."""
+    stored: dict[SourceReference, StoredFacts] = field(default_factory=dict)
+    """What is known of the stored variables."""
 
     def dependents(self) -> list[list[int]]:
         """For every task, the tasks that need its result."""
@@ -165,6 +165,14 @@ def lower(expression: Any, keys: Iterable[Key], table: OperationTable) -> PlanGr
         graph = optimize_blockwise(graph, keys=[*wanted, *_meeting_points(graph)])
         nodes = convert_legacy_graph(ensure_dict(graph.cull(set(wanted))))
     return _Lowering(nodes, hints, table).run(wanted)
+
+
+def has_site_data(expression: Any) -> bool:
+    """Say whether a graph has leaves that sites store or hold."""
+    graph = _high_level(expression)
+    if graph is not None:
+        return any(_sources_of_layer(layer) for layer in graph.layers.values())
+    return any(_reference_of(value) is not None for value in _low_level(expression).values())
 
 
 def _high_level(expression: Any) -> HighLevelGraph | None:
@@ -255,7 +263,7 @@ class _Lowering:
         self.tasks: list[PlanTask] = []
         self.leaves: list[Leaf] = []
         self.data: dict[Key, GraphNode] = {}
-        self.stored: dict[SourceReference, tuple[tuple[int, ...], np.dtype]] = {}
+        self.stored: dict[SourceReference, StoredFacts] = {}
         self.position: dict[Key, int] = {}
         """Key to the position of its task, or ``-1 - position`` of its leaf."""
         self.lazy: dict[Key, xarray_indexing.LazilyIndexedArray] = {}
@@ -314,8 +322,9 @@ class _Lowering:
         self.data[key] = node
         if isinstance(reference, SourceReference):
             array, lazy = _unwrap(node.value)
-            self.stored[reference] = (tuple(array.shape), array.dtype)
-            if lazy is not None:
+            limit = getattr(array, "egress_limit", None)
+            self.stored[reference] = StoredFacts(tuple(array.shape), array.dtype, limit)
+            if lazy is not None and any(part != slice(None) for part in lazy.key.tuple):
                 self.lazy[key] = lazy
             self.position[key] = self.maker.leaf(reference)
             return
@@ -367,7 +376,7 @@ class _Lowering:
             return node
         if isinstance(index, DataNode):
             index = index.value
-        composed = lazy[xarray_indexing.OuterIndexer(_outer(index, lazy.ndim))]
+        composed = lazy.oindex[xarray_indexing.OuterIndexer(_outer(index, lazy.ndim))]
         return Task(node.key, node.func, first, composed.key.tuple, *rest, **node.kwargs)
 
     def with_hint(self, task: PlanTask) -> PlanTask:

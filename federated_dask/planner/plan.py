@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.planner.encoding import encode_graph
@@ -28,6 +28,14 @@ from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = ["Job", "Plan", "make_plan"]
+
+
+class Dataset(NamedTuple):
+    """A dataset of which something may leave its site, or not."""
+
+    site: str
+    name: str
+    egress_limit: int | None
 
 
 @dataclass
@@ -126,15 +134,18 @@ class Plan:
             counts[task.label, reason] += 1
         return [(label, reason, count) for (label, reason), count in counts.most_common()]
 
-    def datasets_of(self) -> list[frozenset[tuple[str, str]]]:
-        """Name, for every task, the (site, dataset) pairs from which its result derives."""
-        result: list[frozenset[tuple[str, str]]] = []
+    def datasets_of(self) -> list[frozenset[Dataset]]:
+        """Name, for every task, the datasets from which its result derives."""
+        result: list[frozenset[Dataset]] = []
         for task in self.graph.tasks:
-            own = {(source.site, source.dataset) for source in task.sources}
+            own = {
+                Dataset(source.site, source.dataset, self.graph.stored[source].egress_limit)
+                for source in task.sources
+            }
             if task.held_at is not None and task.program is not None:
                 leaf = self.graph.leaves[-1 - task.program.references[0]]
                 if isinstance(leaf, HeldReference):
-                    own.update((leaf.site, name) for name in leaf.datasets)
+                    own.update(Dataset(leaf.site, *each) for each in leaf.datasets)
             below = [result[dependency] for dependency in task.dependencies]
             if not own and below and all(other == below[0] for other in below):
                 result.append(below[0])
@@ -260,32 +271,25 @@ def _connect(
 
 
 def _check_egress(plan: Plan) -> None:
-    limited = {
-        (name, dataset): limit
-        for name, facts in plan.facts.items()
-        for dataset, limit in facts.egress_limits.items()
-    }
-    if not limited:
-        return
     datasets = plan.datasets_of()
-    leaving: Counter[tuple[str, str]] = Counter()
-    largest: dict[tuple[str, str], int] = {}
+    leaving: Counter[Dataset] = Counter()
+    largest: dict[Dataset, int] = {}
     for stage in plan.jobs:
         for job in stage:
             for position in job.released:
-                for dataset in datasets[position] & limited.keys():
+                for dataset in datasets[position]:
                     leaving[dataset] += plan.sizes[position]
                     if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:
                         largest[dataset] = position
     for dataset, size in leaving.items():
-        if size > limited[dataset]:
-            raise _export_error(plan, dataset, size, limited[dataset], largest[dataset])
+        if dataset.egress_limit is not None and size > dataset.egress_limit:
+            raise _export_error(plan, dataset, size, largest[dataset])
 
 
 def _export_error(
-    plan: Plan, dataset: tuple[str, str], size: int, limit: int, position: int
+    plan: Plan, dataset: Dataset, size: int, position: int
 ) -> NotPermitted:
-    site, name = dataset
+    site, name, limit = dataset
     users = [
         other
         for other, task in enumerate(plan.graph.tasks)

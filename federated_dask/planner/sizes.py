@@ -134,11 +134,10 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
                 operand = program.references[references]
                 leaf = graph.leaves[-1 - operand] if operand < 0 else None
                 if isinstance(leaf, SourceReference):
-                    shape, dtype = graph.stored[leaf]
+                    stored = graph.stored[leaf]
                     numbers = iter(program.integers[integers:])
-                    lengths = _lengths(node.arguments[1], shape, numbers)
-                    itemsize = OBJECT_ITEMSIZE if dtype.hasobject else dtype.itemsize
-                    total += math.prod(lengths) * itemsize
+                    lengths = _lengths(node.arguments[1], stored.shape, numbers)
+                    total += math.prod(lengths) * stored.dtype.itemsize
     return total
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-__all__ = ["HOME", "HeldReference", "SiteFacts", "SourceReference"]
+import numpy as np
+
+__all__ = ["HOME", "HeldReference", "SiteFacts", "SourceReference", "StoredFacts"]
 
 HOME = "home"
 """The place that is no site: where the researcher's own process runs."""
@@ -28,8 +29,18 @@ class HeldReference:
     site: str
     lease: str
     output: int
-    datasets: tuple[str, ...] = ()
-    """Names of the datasets, of this site, from which it was derived."""
+    datasets: tuple[tuple[str, int | None], ...] = ()
+    """Datasets of this site from which it was derived, with the bytes a job may release."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFacts:
+    """What a plan needs to know of a stored variable."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    egress_limit: int | None
+    """Bytes derived from its dataset that one job may release; None for no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +53,7 @@ class SiteFacts:
         The site.
     operations : frozenset of str
         Names of the operations it has.
-    egress_limits : mapping of str to int
-        Dataset to the bytes that one job may release of it; datasets that are
-        not listed have no limit.
     """
 
     name: str
     operations: frozenset[str]
-    egress_limits: Mapping[str, int] = field(default_factory=dict)

@@ -149,7 +149,7 @@ class Output(Message, frozen=True, kw_only=True):
     """What is to be done with the result of one task of a submitted graph."""
 
     task: Size
-    """Index of the task in the graph."""
+    """Position of the task among the tasks of the graph."""
     release: bool = True
     """Send the result to the client."""
     hold: bool = False

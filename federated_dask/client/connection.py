@@ -1,0 +1,380 @@
+"""One site: what can be asked of it.
+
+::
+
+    SiteConnection ── parameters only, picklable ──► any process
+         │ shares, per event loop
+    aiohttp.ClientSession ── TLS, the given CA only ──► endpoint
+
+Bodies are read as they arrive and go straight into a `FrameDecoder`; a caller
+that is slow to take the frames slows the site down.  Nothing that a site sends
+raises anything but an error of `federated_dask.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+import numpy as np
+
+from federated_dask.client.indexes import Index, encode_index, join, split_index
+from federated_dask.client.link_counter import LinkCounter, count_links
+from federated_dask.client.remote_errors import connection_lost, named_failure, task_error
+from federated_dask.client.requests import JSON, Parameters, Reply, open_reply
+from federated_dask.client.sessions import check_address, close_sessions, read_trust
+from federated_dask.errors import ConfigurationError, Reason, RequestRefused
+from federated_dask.protocol.frames import Buffer, Frame, decode_message, encode_frame
+from federated_dask.protocol.limits import MEBI, Limits
+from federated_dask.protocol.messages import (
+    FRAMES_MEDIA_TYPE,
+    PROTOCOL_VERSION,
+    AnyJobEvent,
+    Catalogue,
+    DatasetDescription,
+    Failure,
+    Finished,
+    JobSubmission,
+    Result,
+    SiteDescription,
+)
+from federated_dask.protocol.values import decode_value
+
+__all__ = ["LinkCounter", "SiteConnection", "count_links", "task_error"]
+
+LONGEST_URL = 7_500
+READS_AT_ONCE = 4
+"""Requests at the same time for one long list of positions."""
+
+
+def _reply_limits() -> Limits:
+    # What does not fit into this machine's memory is of no use here, and a small malicious
+    # message can announce any size.
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Limits(header_bytes=32 * MEBI, buffer_bytes=memory // 2)
+
+
+class SiteConnection:
+    """How to reach one site.
+
+    A connection is its parameters: it opens sockets when they are needed, on
+    whichever event loop a request runs, and travels by pickle to Dask workers.
+    The pickle holds the token; the repr does not.
+
+    Parameters
+    ----------
+    name : str
+        Name of the site.
+    address : str
+        Its endpoint, ``https://host:port``.
+    token : str, optional
+        Bearer token.
+    verify : bool or str or Path, optional
+        True for the system's CAs, or a PEM file (or its text) with the only CAs
+        to trust.
+    timeout : float, optional
+        Seconds of silence after which a request fails; a site that runs a job
+        sends a sign of life every few seconds.
+    limits : Limits, optional
+        Largest reply to accept; by default buffers may take half of this
+        machine's memory.
+
+    Attributes
+    ----------
+    counter : LinkCounter
+        Bytes of bodies that ever crossed this connection in this process.
+
+    Raises
+    ------
+    ConfigurationError
+        If a parameter cannot be used.
+
+    Examples
+    --------
+    >>> SiteConnection("north", "https://north.example:8443", "secret")
+    SiteConnection('north', 'https://north.example:8443')
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        token: str | None = None,
+        verify: bool | str | Path = True,
+        timeout: float = 60.0,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        token = None if token is None else token.strip()
+        if token is not None and not (token.isascii() and token.isprintable() and token):
+            raise ConfigurationError(
+                "The token is empty or holds characters that no token has.",
+                site=name,
+                hint="Give the token's text, as the site's operator handed it out.",
+            )
+        if not (timeout > 0 and math.isfinite(timeout)):
+            raise ConfigurationError(f"timeout is a number of seconds above 0, not {timeout!r}.")
+        self.parameters = Parameters(
+            name,
+            check_address(address),
+            token,
+            read_trust(verify),
+            float(timeout),
+            _reply_limits() if limits is None else limits,
+        )
+        self.counter = LinkCounter()
+
+    @property
+    def name(self) -> str:
+        """Name of the site."""
+        return self.parameters.name
+
+    @property
+    def address(self) -> str:
+        """Its endpoint."""
+        return self.parameters.address
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of silence after which a request fails."""
+        return self.parameters.timeout
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.address!r})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (self.parameters,))
+
+    async def close(self) -> None:
+        """Close the sockets, unless an equal connection still uses them.
+
+        The connection stays usable: the next request opens new ones.
+        """
+        await close_sessions(self, self.parameters.session_key)
+
+    async def health(self) -> dict[str, str]:
+        """Ask whether the site works; needs no token."""
+        async with self._open("GET", "/health", JSON, authenticated=False) as reply:
+            return await reply.json(dict[str, str])
+
+    async def describe_site(self) -> SiteDescription:
+        """Ask what the site says of itself.
+
+        Raises
+        ------
+        RequestRefused
+            Also if the site speaks another version of the protocol.
+        """
+        async with self._open("GET", "/site", JSON) as reply:
+            description = await reply.json(SiteDescription)
+        if description.protocol_version != PROTOCOL_VERSION:
+            older = description.protocol_version < PROTOCOL_VERSION
+            raise RequestRefused(
+                f"The site speaks version {description.protocol_version} of the protocol, "
+                f"this is version {PROTOCOL_VERSION}.",
+                site=self.name,
+                hint="Ask the site's operator to upgrade." if older else "Upgrade federated-dask.",
+            )
+        return description
+
+    async def catalogue(self) -> Catalogue:
+        """Ask which datasets the site advertises."""
+        async with self._open("GET", "/datasets", JSON) as reply:
+            return await reply.json(Catalogue)
+
+    async def describe_dataset(self, name: str) -> tuple[DatasetDescription, list[bytearray]]:
+        """Ask for all that is needed to open a dataset, in one round trip.
+
+        Returns
+        -------
+        description : DatasetDescription
+        buffers : list of bytearray
+            What the values in the description refer to.
+        """
+        async with self._open("GET", f"/datasets/{_quoted(name)}", FRAMES_MEDIA_TYPE) as reply:
+            return await reply.frame(DatasetDescription, self.parameters.limits)
+
+    async def read(
+        self,
+        dataset: str,
+        variable: str,
+        version: str,
+        index: Index,
+        *,
+        largest: int | None = None,
+    ) -> np.ndarray:
+        """Read a part of a stored variable.
+
+        Parameters
+        ----------
+        dataset, variable, version : str
+            What to read.  Another version at the site is an error.
+        index : tuple of int, slice or 1-d ndarray
+            One entry per axis, orthogonal: integers drop their axis, arrays of
+            integers or booleans pick along it.  Where the positions are too many
+            for one request, several are made.
+        largest : int, optional
+            Bytes that the part can have; a longer reply is refused before it is
+            received.
+
+        Returns
+        -------
+        ndarray
+        """
+        path = f"/datasets/{_quoted(dataset)}/variables/{_quoted(variable)}"
+        limits = self.parameters.limits
+        if largest is not None:
+            bound = min(largest, limits.buffer_bytes)
+            limits = msgspec.structs.replace(limits, buffer_bytes=bound)
+        gate = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def read(part: Index) -> np.ndarray:
+            query = urlencode({"version": version, "index": encode_index(part)}, quote_via=quote)
+            if len(self.address) + len(path) + len(query) > LONGEST_URL:
+                halves = split_index(part)
+                if halves is None:
+                    raise RequestRefused(
+                        "The names of what is to be read are too long for a request.",
+                        reason=Reason.LIMIT_EXCEEDED,
+                        site=self.name,
+                    )
+                axis, first, second = halves
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(read(half)) for half in (first, second)]
+                return join(part, axis, [task.result() for task in tasks])
+            async with gate, self._open("GET", f"{path}?{query}", FRAMES_MEDIA_TYPE) as reply:
+                result, buffers = await reply.frame(Result, limits)
+                return _as_array(decode_value(result.value, buffers))
+
+        try:
+            return await read(index)
+        except ExceptionGroup as group:
+            # The halves fail alike; one error says it all.
+            raise _first(group) from None
+
+    async def submit(
+        self, submission: JobSubmission, buffers: Sequence[Buffer] = ()
+    ) -> AsyncGenerator[tuple[AnyJobEvent, list[bytearray]], None]:
+        """Run a job and stream what the site has to say.
+
+        Parameters
+        ----------
+        submission : JobSubmission
+            The job.
+        buffers : sequence of bytes-like
+            What the values in its graph refer to.
+
+        Yields
+        ------
+        event : Accepted, Progress, Heartbeat, Result, Failure or Finished
+            `Finished` or `Failure` is the last; see `task_error` for the latter.
+        buffers : list of bytearray
+            What the value of a `Result` refers to.
+
+        Raises
+        ------
+        FederatedError
+            If the site refuses the job, or the connection ends before the job.
+
+        Notes
+        -----
+        Iterate inside ``contextlib.aclosing``: leaving early then closes the
+        request, and the site cancels the job.
+        """
+        body = encode_frame(submission, buffers)
+        async with self._open("POST", "/jobs", FRAMES_MEDIA_TYPE, body=body) as reply:
+            async with contextlib.aclosing(reply.frames(self.parameters.limits)) as frames:
+                async for frame in frames:
+                    event = _decode_event(frame)
+                    if isinstance(event, Failure):
+                        event = named_failure(event, self.name)
+                    if isinstance(event, Finished | Failure):
+                        await reply.read_end()
+                        yield event, frame.buffers
+                        return
+                    yield event, frame.buffers
+            raise connection_lost(self.name)
+
+    async def fetch_held(self, lease: str, output: int) -> tuple[Result, list[bytearray]]:
+        """Fetch a result that the site holds.
+
+        Parameters
+        ----------
+        lease : str
+            From the job's `Finished`.
+        output : int
+            Position in the job's outputs.
+
+        Returns
+        -------
+        result : Result
+        buffers : list of bytearray
+        """
+        path = f"/leases/{_quoted(lease)}/{output}"
+        async with self._open("GET", path, FRAMES_MEDIA_TYPE) as reply:
+            return await reply.frame(Result, self.parameters.limits)
+
+    async def release(self, lease: str) -> None:
+        """Let the site drop what it holds under a lease."""
+        async with self._open("DELETE", f"/leases/{_quoted(lease)}", None):
+            pass
+
+    def _open(
+        self,
+        method: str,
+        path: str,
+        accept: str | None,
+        *,
+        body: Sequence[Buffer] | None = None,
+        authenticated: bool = True,
+    ) -> contextlib.AbstractAsyncContextManager[Reply]:
+        return open_reply(
+            self.parameters,
+            self,
+            self.counter,
+            method,
+            path,
+            accept,
+            body=body,
+            authenticated=authenticated,
+        )
+
+
+def _rebuild(parameters: Parameters) -> SiteConnection:
+    # The parameters were checked where they were made.
+    connection = SiteConnection.__new__(SiteConnection)
+    connection.parameters = parameters
+    connection.counter = LinkCounter()
+    return connection
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
+def _decode_event(frame: Frame) -> AnyJobEvent:
+    event: AnyJobEvent = decode_message(frame, AnyJobEvent)  # type: ignore[arg-type]
+    return event
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    # One cftime date or text, where every axis was indexed by an integer.
+    array = np.empty((), dtype=object)
+    array[()] = value
+    return array
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error

@@ -1,0 +1,248 @@
+"""Running a plan: stage by stage, the jobs of a stage at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import dask.threaded
+
+from federated_dask.client.connection import SiteConnection
+from federated_dask.client.held import HeldValue, Lease
+from federated_dask.client.link_counter import LinkCounter, count_links
+from federated_dask.client.remote_errors import task_error
+from federated_dask.client.run_record import Link, RunRecord, SiteRun
+from federated_dask.errors import Reason, SiteUnavailable
+from federated_dask.planner.graph import Key, home_graph
+from federated_dask.planner.plan import Job, Plan
+from federated_dask.planner.sources import HOME, HeldReference
+from federated_dask.protocol import graph as wire
+from federated_dask.protocol.messages import Accepted, Failure, Finished, Progress, Result
+from federated_dask.protocol.values import decode_value
+
+__all__ = ["ProgressReport", "execute"]
+
+
+class ProgressReport(Protocol):
+    """Told how far a run is."""
+
+    def update(self, place: str, done: int, total: int) -> None:
+        """Take note that `done` of `total` tasks of the current job at a place are done."""
+
+
+class _NoReport:
+    def update(self, place: str, done: int, total: int) -> None:
+        pass
+
+
+async def execute(
+    plan: Plan,
+    connections: Mapping[str, SiteConnection],
+    *,
+    report: ProgressReport | None = None,
+    timeout: float | None = None,
+) -> tuple[dict[Key, Any], RunRecord]:
+    """Run a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `make_plan`.
+    connections : mapping of str to SiteConnection
+        Site name to connection.
+    report : ProgressReport, optional
+        Told how far the run is.
+    timeout : float, optional
+        Seconds for the whole run.
+
+    Returns
+    -------
+    results : dict
+        Requested key to result; to `HeldValue` where the plan leaves the result
+        at its site.
+    record : RunRecord
+        What really happened.
+
+    Raises
+    ------
+    FederatedError
+        If a site refuses, fails or does not answer.
+    Exception
+        What a task raised, where its type is known here.
+    """
+    run = _Run(plan, connections, report or _NoReport())
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(timeout):
+            with count_links() as counters:
+                await run.all_stages()
+    except TimeoutError as error:
+        raise SiteUnavailable(
+            f"The compute did not end within {timeout:g} seconds.",
+            reason=Reason.TIMED_OUT,
+            hint="Allow more time with timeout=, or reduce the work; the sites were told to stop.",
+        ) from error
+    except BaseExceptionGroup as group:
+        # Jobs of a stage fail together once one of them does: the first says why.
+        raise _first(group) from None
+    finally:
+        run.let_go()
+    seconds = time.perf_counter() - started
+    return run.results(), _record(plan, run.sites, counters, seconds)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Run:
+    def __init__(
+        self, plan: Plan, connections: Mapping[str, SiteConnection], report: ProgressReport
+    ) -> None:
+        self.plan = plan
+        self.connections = connections
+        self.report = report
+        self.values: dict[int, Any] = {}
+        """Results that are at home, by position."""
+        self.held: dict[int, tuple[wire.Held, Lease]] = {}
+        """Results that a site holds, by position."""
+        self.sites: dict[str, SiteRun] = {site: SiteRun() for site in plan.sites}
+        self.last_use = _last_uses(plan)
+
+    async def all_stages(self) -> None:
+        for stage, (jobs, home) in enumerate(zip(self.plan.jobs, self.plan.home, strict=True)):
+            async with asyncio.TaskGroup() as group:
+                for job in jobs:
+                    group.create_task(self.run_job(job))
+                if home:
+                    group.create_task(self.run_home(stage, home))
+            for position in [p for p in self.values if self.last_use.get(p, stage) <= stage]:
+                del self.values[position]
+
+    async def run_job(self, job: Job) -> None:
+        held = {position: self.held[position][0] for position in job.earlier}
+        values = {position: self.values[position] for position in job.values}
+        submission, buffers = self.plan.submission(job, values, held)
+        connection = self.connections[job.site]
+        outputs = job.outputs
+        site = self.sites[job.site]
+        async with contextlib.aclosing(connection.submit(submission, buffers)) as events:
+            async for event, received in events:
+                match event:
+                    case Accepted():
+                        site.tasks += event.tasks
+                        self.report.update(job.site, 0, event.tasks)
+                    case Progress():
+                        self.report.update(job.site, event.done, event.total)
+                    case Result():
+                        value = decode_value(event.value, received, self.plan.table)
+                        self.values[outputs[event.output]] = value
+                    case Failure():
+                        raise task_error(event)
+                    case Finished():
+                        site.compute_seconds += event.compute_seconds
+                        site.read_bytes += event.read_bytes
+                        self.take_lease(job, connection, event.lease)
+        missing = [position for position in job.released if position not in self.values]
+        if missing:
+            raise SiteUnavailable(
+                f"The site finished without {len(missing)} of {len(job.released)} results.",
+                reason=Reason.INTERNAL,
+                site=job.site,
+                hint="Report this to the site's operator.",
+            )
+
+    def take_lease(self, job: Job, connection: SiteConnection, name: str | None) -> None:
+        if name is None:
+            return
+        lease = Lease(connection, name)
+        number = {position: output for output, position in enumerate(job.outputs)}
+        for position in job.held:
+            self.held[position] = wire.Held(name, number[position]), lease
+
+    async def run_home(self, stage: int, tasks: list[int]) -> None:
+        own = set(tasks)
+        graph = self.plan.graph
+        needed = {below for position in tasks for below in graph.tasks[position].dependencies}
+        values = {position: self.values[position] for position in needed - own}
+        wanted = [p for p in tasks if self.last_use.get(p, -1) > stage]
+        nodes = home_graph(graph, tasks, values)
+        keys = [graph.tasks[position].key for position in wanted]
+        results = await asyncio.to_thread(_run_threads, nodes, keys, self.report)
+        self.values.update(zip(wanted, results, strict=True))
+
+    def results(self) -> dict[Key, Any]:
+        made: dict[Key, Any] = {}
+        datasets = self.plan.datasets_of() if self.held else []
+        for key, position in self.plan.graph.outputs.items():
+            if position in self.values:
+                made[key] = self.values[position]
+                continue
+            held, lease = self.held[position]
+            site = lease.connection.name
+            derived = tuple((each.name, each.egress_limit) for each in datasets[position])
+            made[key] = HeldValue(HeldReference(site, held.lease, held.output, derived), lease)
+        return made
+
+    def let_go(self) -> None:
+        """Forget leases that no result refers to, so that the sites can let go."""
+        wanted = set(self.plan.graph.outputs.values())
+        self.held = {p: held for p, held in self.held.items() if p in wanted and self.plan.hold}
+
+
+def _last_uses(plan: Plan) -> dict[int, int]:
+    """Last stage that needs a result at home or sends it from there; past the end for outputs."""
+    last: dict[int, int] = {}
+    for stage, (jobs, home) in enumerate(zip(plan.jobs, plan.home, strict=True)):
+        for position in home:
+            last.update(dict.fromkeys(plan.graph.tasks[position].dependencies, stage))
+        for job in jobs:
+            last.update(dict.fromkeys(job.values, stage))
+    last.update(dict.fromkeys(plan.graph.outputs.values(), len(plan.jobs)))
+    return last
+
+
+class _ContextPool(ThreadPoolExecutor):
+    """Threads that see the context variables of the submitter, so that reads are counted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
+
+
+def _run_threads(nodes: Mapping[Key, Any], keys: list[Key], report: ProgressReport) -> list[Any]:
+    from dask.callbacks import Callback
+
+    done = 0
+    total = len(nodes)
+
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        report.update(HOME, done, total)
+
+    with _ContextPool(os.cpu_count() or 1) as pool, Callback(posttask=count):
+        return list(dask.threaded.get(nodes, keys, pool=pool))
+
+
+def _record(
+    plan: Plan, sites: dict[str, SiteRun], counters: Mapping[str, LinkCounter], seconds: float
+) -> RunRecord:
+    predicted = plan.predicted_links()
+    links = []
+    for site in sorted({*plan.sites, *counters}):
+        counter = counters.get(site, LinkCounter())
+        for start, end, actual in (
+            (HOME, site, counter.sent),
+            (site, HOME, counter.received),
+        ):
+            links.append(Link(start, end, predicted.get((start, end), 0), actual))
+    return RunRecord(links, sites, plan.read_bytes(), seconds)

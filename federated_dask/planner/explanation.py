@@ -1,0 +1,106 @@
+"""What `FederatedClient.explain` shows: a plan in words, as text and as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+from dask.utils import format_bytes
+
+from federated_dask.planner.plan import Plan
+from federated_dask.planner.sources import HOME
+
+__all__ = ["Explanation", "html_table", "text_table"]
+
+
+class Explanation:
+    """A plan, shown before anything runs.
+
+    Attributes
+    ----------
+    plan : Plan
+        The plan.
+    links : dict of (str, str) to int
+        Bytes predicted to cross each link, by (from, to).
+    tasks : dict of str to int
+        Tasks per site, and at ``home``.
+    read_bytes : dict of str to int
+        Bytes, decoded, read from storage per site.
+    download_bytes : int
+        Bytes that would cross if the inputs were downloaded instead.
+    reasons : list of (str, str, int)
+        Task, why it is not at its data, and how many there are of it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.links = plan.predicted_links()
+        self.tasks = {place: plan.tasks_at(place) for place in (*plan.sites, HOME)}
+        self.read_bytes = {site: plan.read_bytes(site) for site in plan.sites}
+        self.download_bytes = plan.read_bytes()
+        self.reasons = plan.reasons()
+
+    def __repr__(self) -> str:
+        parts = ["Plan", *text_table(("where", "tasks", "reads"), self._places())]
+        parts += ["", *text_table(("from", "to", "bytes predicted"), self._crossings())]
+        parts += ["", self._total()]
+        if self.reasons:
+            parts += ["", "Not at its data:"]
+            parts += [f"  {count} × {label}: {reason}" for label, reason, count in self.reasons]
+        return "\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        body = [
+            html_table(("where", "tasks", "reads"), self._places()),
+            html_table(("from", "to", "bytes predicted"), self._crossings()),
+            f"<p>{html.escape(self._total())}</p>",
+        ]
+        if self.reasons:
+            items = "".join(
+                f"<li>{count} × {html.escape(label)}: {html.escape(reason)}</li>"
+                for label, reason, count in self.reasons
+            )
+            body.append(f"<p>Not at its data:</p><ul>{items}</ul>")
+        return f"<div><b>Plan</b>{''.join(body)}</div>"
+
+    def _places(self) -> list[tuple[str, str, str]]:
+        return [
+            (place, f"{tasks:,}", format_bytes(self.read_bytes.get(place, 0)))
+            for place, tasks in self.tasks.items()
+        ]
+
+    def _crossings(self) -> list[tuple[str, str, str]]:
+        return [
+            (start, end, format_bytes(size)) for (start, end), size in sorted(self.links.items())
+        ]
+
+    def _total(self) -> str:
+        crossing = sum(self.links.values())
+        return (
+            f"{format_bytes(crossing)} cross in all; downloading the inputs instead would be "
+            f"{format_bytes(self.download_bytes)}."
+        )
+
+
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lay out a table for a terminal; the first columns are words, the others numbers."""
+    table = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    words = 1 if len(head) < 3 or head[1] == "tasks" else 2
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out a table for a notebook."""
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table>"

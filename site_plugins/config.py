@@ -1,0 +1,394 @@
+"""The operator's `site.toml`: what it may hold, and reading it.
+
+Every section is a frozen pydantic model that refuses unknown keys.  Relative
+paths are relative to the folder of the file.  `load_config` reports every
+problem of a file at once, in the words of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from federated_dask.errors import ConfigurationError
+from federated_dask.protocol.limits import Limits
+from federated_dask.protocol.messages import Name as WireName
+
+__all__ = [
+    "ClusterSection",
+    "DatasetSection",
+    "EndpointSection",
+    "LimitsSection",
+    "PeerSection",
+    "SiteConfig",
+    "SiteSection",
+    "TokensSection",
+    "load_config",
+    "parse_config",
+    "parse_duration",
+]
+
+DAY = 86_400.0
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": DAY, "w": 7 * DAY}
+OWN_OPEN_OPTIONS = {"filename_or_obj", "engine", "chunks", "cache", "storage_options"}
+NAME_PATTERN = get_args(WireName)[1].pattern
+"""The one definition of a name is that of the wire."""
+
+
+def parse_duration(text: str | float) -> float:
+    """Turn a duration in words into seconds.
+
+    Parameters
+    ----------
+    text : str or float
+        A number of seconds, or a number with a unit: s, m, h, d or w.
+
+    Returns
+    -------
+    float
+        Seconds, more than 0.
+
+    Raises
+    ------
+    ValueError
+        If it is no duration.
+
+    Examples
+    --------
+    >>> parse_duration("12h")
+    43200.0
+    """
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,9})?)\s*([smhdw]?)\s*", str(text))
+    seconds = float(match[1]) * SECONDS[match[2] or "s"] if match else 0.0
+    if seconds <= 0:
+        raise ValueError(
+            "must be a duration: seconds, or a number with a unit such as '90s', '12h', '30d'"
+        )
+    return seconds
+
+
+def _name(text: str) -> str:
+    # The pattern of the wire admits these, but a URL path that ends in them means another one.
+    if text in {".", ".."}:
+        raise ValueError("cannot be a name")
+    return text
+
+
+def _file(path: Path, info: ValidationInfo) -> Path:
+    path = _folder(info) / path.expanduser()
+    if not path.is_file():
+        raise ValueError(f"names a file that does not exist ({path})")
+    return path
+
+
+def _store(path: str, info: ValidationInfo) -> str:
+    if "://" in path or "::" in path:
+        return path
+    return str(_folder(info) / Path(path).expanduser())
+
+
+def _folder(info: ValidationInfo) -> Path:
+    context: Any = info.context or {}
+    return Path(context.get("folder", ".")).absolute()
+
+
+def _address(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be a URL of the form https://host:port")
+    return text.rstrip("/")
+
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128, pattern=NAME_PATTERN),
+    AfterValidator(_name),
+]
+File = Annotated[Path, AfterValidator(_file)]
+Store = Annotated[str, StringConstraints(min_length=1), AfterValidator(_store)]
+Address = Annotated[str, AfterValidator(_address)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Count = Annotated[int, Field(gt=0)]
+Bytes = Annotated[ByteSize, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and every key must be known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SiteSection(Section):
+    """``[site]``: how the site is called."""
+
+    name: Name
+    title: str = ""
+    address: Address | None = None
+    """URL under which others reach the endpoint; by default made of its host and port."""
+
+
+class EndpointSection(Section):
+    """``[endpoint]``: where the site listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8786, ge=0, le=65535)
+    """0 takes any free port."""
+    certificate: File
+    private_key: File
+
+
+class ClusterSection(Section):
+    """``[cluster]``: an existing scheduler, or the size of an embedded `LocalCluster`."""
+
+    address: str | None = Field(default=None, pattern=r"^(tls|tcp)://.+")
+    ca: File | None = None
+    certificate: File | None = None
+    private_key: File | None = None
+    n_workers: Count | None = None
+    threads_per_worker: Count | None = None
+    memory_limit: str | int | float = "auto"
+    processes: bool = True
+    dashboard_address: str | None = "127.0.0.1:0"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ClusterSection:
+        tls = {"ca", "certificate", "private_key"}
+        if self.address is None:
+            other, why = tls, "belong to an existing scheduler, whose `address` is not given"
+        else:
+            other = set(ClusterSection.model_fields) - tls - {"address"}
+            why = "belong to an embedded cluster and cannot be given beside `address`"
+        if wrong := sorted(other & self.model_fields_set):
+            raise ValueError(f"{', '.join(wrong)}: {why}")
+        if given := tls & self.model_fields_set:
+            if missing := sorted(tls - given):
+                raise ValueError(f"{', '.join(missing)}: needed beside {', '.join(sorted(given))}")
+            if str(self.address).startswith("tcp://"):
+                raise ValueError("TLS files are given, so `address` must start with tls://")
+        return self
+
+
+class TokensSection(Section):
+    """``[tokens]``: the site's own issuer of tokens."""
+
+    private_key: File
+    issuer: str | None = Field(default=None, min_length=1)
+    audience: str | None = Field(default=None, min_length=1)
+    max_lifetime: Duration = 90 * DAY
+    """Seconds."""
+
+
+class PeerSection(Section):
+    """``[[peers]]``: another site of the federation."""
+
+    name: Name
+    address: Address
+    ca: File | None = None
+
+
+class DatasetSection(Section):
+    """``[datasets.<name>]``: one dataset that the site stores."""
+
+    path: Store
+    engine: str | None = Field(default=None, min_length=1)
+    open_options: dict[str, Any] = {}
+    storage_options: dict[str, Any] = {}
+    title: str = ""
+    description: str = ""
+    keywords: tuple[str, ...] = ()
+    license: str = ""
+    egress: Literal["open", "derived"] = "open"
+    share: float = Field(default=0.01, gt=0, le=1)
+    version: str | None = Field(default=None, pattern=r"^[\x21-\x7e]{1,128}$")
+
+    @model_validator(mode="after")
+    def _open_options(self) -> DatasetSection:
+        if wrong := sorted(OWN_OPEN_OPTIONS & self.open_options.keys()):
+            raise ValueError(
+                f"open_options cannot hold {', '.join(wrong)}: the site sets it itself"
+            )
+        return self
+
+
+_CAPS = Limits()
+
+
+class LimitsSection(Section):
+    """``[limits]``: caps on messages (see `Limits`), and the intervals of the site."""
+
+    header_bytes: Bytes = ByteSize(_CAPS.header_bytes)
+    buffer_bytes: Bytes = ByteSize(_CAPS.buffer_bytes)
+    buffers: Count = _CAPS.buffers
+    tasks: Count = _CAPS.tasks
+    nodes: Count = _CAPS.nodes
+    depth: Count = _CAPS.depth
+    outputs: Count = _CAPS.outputs
+    version_check_seconds: Duration = 2.0
+    lease_seconds: Duration = 3600.0
+    heartbeat_seconds: Duration = 5.0
+
+    def protocol(self) -> Limits:
+        """Return the caps that the protocol checks."""
+        return Limits(**{name: int(getattr(self, name)) for name in Limits.__struct_fields__})
+
+
+class SiteConfig(Section):
+    """All of a `site.toml`."""
+
+    site: SiteSection
+    endpoint: EndpointSection
+    cluster: ClusterSection = ClusterSection()
+    tokens: TokensSection
+    peers: tuple[PeerSection, ...] = ()
+    datasets: dict[Name, DatasetSection] = {}
+    limits: LimitsSection = LimitsSection()
+
+    @model_validator(mode="after")
+    def _peers_differ(self) -> SiteConfig:
+        names = [self.site.name, *(peer.name for peer in self.peers)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"peers and the site itself need different names: {', '.join(twice)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the site."""
+        return self.site.name
+
+    @property
+    def token_issuer(self) -> str:
+        """Issuer of the site's own tokens."""
+        return self.tokens.issuer or f"urn:federated-dask:site:{self.name}"
+
+    @property
+    def token_audience(self) -> str:
+        """Audience that a token for this site must name."""
+        return self.tokens.audience or f"urn:federated-dask:site:{self.name}"
+
+    def public_address(self, port: int | None = None) -> str:
+        """URL under which others reach the endpoint.
+
+        Parameters
+        ----------
+        port : int, optional
+            The port that the endpoint really listens on; the configured one by default.
+        """
+        if self.site.address is not None:
+            return self.site.address
+        host = self.endpoint.host
+        host = {"0.0.0.0": "localhost", "": "localhost", "::": "localhost"}.get(host, host)  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
+        return f"https://{host}:{self.endpoint.port if port is None else port}"
+
+
+def load_config(path: str | Path) -> SiteConfig:
+    """Read a `site.toml`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    SiteConfig
+        Its content, paths made absolute.
+
+    Raises
+    ------
+    ConfigurationError
+        With every problem: the file, the key and what is wrong with it.
+    """
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} does not exist.", hint="`federated-dask site init DIR` writes one."
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}.") from error
+    return parse_config(data, path.absolute().parent, source=str(path))
+
+
+def parse_config(data: Mapping[str, Any], folder: Path, *, source: str = "site.toml") -> SiteConfig:
+    """Check what a `site.toml` holds.
+
+    Parameters
+    ----------
+    data : mapping
+        The sections.
+    folder : Path
+        Where relative paths start.
+    source : str, optional
+        What to call the file in an error.
+
+    Raises
+    ------
+    ConfigurationError
+        With every problem: the file, the key and what is wrong with it.
+    """
+    try:
+        return SiteConfig.model_validate(dict(data), context={"folder": folder})
+    except ValidationError as error:
+        problems = [_in_words(details) for details in error.errors(include_url=False)]
+    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigurationError(f"{source} has {count}:\n{lines}")
+
+
+def _in_words(details: ErrorDetails) -> str:
+    location = [part for part in details["loc"] if part != "[key]"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return f"{where.lstrip('.') or 'the whole file'}: {_what(details, location)}"
+
+
+def _what(details: ErrorDetails, location: list[str | int]) -> str:
+    match details["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            known = sorted(_known_keys(location[:-1]))
+            close = difflib.get_close_matches(str(location[-1]), known, n=1)
+            guess = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            return f"is not a known key; {guess}"
+        case "string_pattern_mismatch" if details["ctx"]["pattern"] == NAME_PATTERN:
+            return "is no name: only letters, digits, dot, dash and underscore"
+        case "string_pattern_mismatch" if location[-1] == "address":
+            return "must start with tls:// or tcp://"
+        case "value_error":
+            # pydantic puts its own words before those of the validator.
+            return str(details["ctx"]["error"])
+    message = details["msg"]
+    return message[0].lower() + message[1:]
+
+
+def _known_keys(location: list[str | int]) -> Iterator[str]:
+    annotation: Any = SiteConfig
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = next(item for item in get_args(annotation) if item not in (Name, ...))
+    yield from annotation.model_fields

@@ -1,0 +1,1 @@
+"""The HTTP side of a site: one TLS port between its Dask cluster and the outside."""

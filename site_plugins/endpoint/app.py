@@ -1,0 +1,178 @@
+"""The endpoint as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefused
+from federated_dask.protocol.messages import Failure
+from federated_dask.protocol.operations import OperationTable, operation_table
+from site_plugins.endpoint.authentication import CHALLENGE
+from site_plugins.endpoint.documentation import documentation_page
+from site_plugins.endpoint.gateway import Gateway
+from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
+from site_plugins.endpoint.routes import router
+from site_plugins.endpoint.schemas import components
+from site_plugins.tokens import TokenVerifier
+
+__all__ = ["create_app"]
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = """
+One institute's site of a federation: its datasets, and computation beside them.
+
+Every route but `/health`, `/docs` and `/openapi.json` needs a token of the site:
+`Authorization: Bearer …`. Bodies of the media type
+`application/vnd.federated-dask.frames` are made of frames: four bytes `FDF1`, the
+sizes of the stored and the raw header (32 bits each, little-endian), the header
+(msgpack, compressed by zstd where that is shorter), and the buffers of its arrays.
+Errors are JSON: `Failure`, with a closed set of reasons.
+"""
+
+
+def create_app(
+    gateway: Gateway,
+    verifier: TokenVerifier,
+    *,
+    table: OperationTable | None = None,
+    settings: JobSettings | None = None,
+    body_seconds: float = 300.0,
+) -> FastAPI:
+    """Make the endpoint's application.
+
+    Parameters
+    ----------
+    gateway : Gateway
+        The way to the site's cluster.
+    verifier : TokenVerifier
+        Tells who asks.
+    table : OperationTable, optional
+        Operations that the site has; by default all that its libraries have.
+    settings : JobSettings, optional
+        Caps and intervals.
+    body_seconds : float, optional
+        Deadline for the body of a request.
+    """
+    app = FastAPI(
+        title=f"federated_dask site {gateway.site}",
+        description=DESCRIPTION,
+        # FastAPI's own pages fetch scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    everything = operation_table()
+    chosen = everything if table is None else table
+    app.state.gateway = gateway
+    app.state.verifier = verifier
+    app.state.runner = JobRunner(gateway, chosen, settings)
+    app.state.operations = None if chosen is everything else chosen.names
+    app.state.body_seconds = body_seconds
+    app.include_router(router)
+    app.add_api_route("/docs", _documentation, include_in_schema=False)
+    app.add_exception_handler(FederatedError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(_LastResort, site=gateway.site)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _reply(failure: Failure, status: int, headers: dict[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(failure)
+    headers = {**(headers or {}), **(CHALLENGE if status == 401 else {})}
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, FederatedError):
+        raise error
+    error.site = error.site or request.app.state.gateway.site
+    failure = error.failure if isinstance(error, JobFailed) else Failure.from_error(error)
+    return _reply(failure, error.http_status)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    # The input itself is not repeated.
+    problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    refused = RequestRefused(
+        f"The request does not parse: {'; '.join(problems)}", reason=Reason.MALFORMED
+    )
+    return await _on_error(request, refused)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    known: FederatedError
+    if error.status_code in (404, 405):
+        known = NotFound(
+            f"No route {request.method} {request.url.path[:128]!r}.",
+            reason=Reason.UNKNOWN_ROUTE,
+            hint="GET /docs lists the routes.",
+        )
+    else:
+        known = RequestRefused(str(error.detail), reason=Reason.MALFORMED)
+    known.site = request.app.state.gateway.site
+    headers = dict(error.headers or {})
+    return _reply(Failure.from_error(known), error.status_code, headers)
+
+
+class _LastResort:
+    """The boundary of the process: logs what nothing else expected, and tells none of it."""
+
+    def __init__(self, app: ASGIApp, site: str) -> None:
+        self.app = app
+        self.site = site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            logger.exception("%s %s failed", scope.get("method"), scope.get("path"))
+            if started:
+                raise
+            await _reply(internal_failure(self.site), 500)(scope, receive, send)
+
+
+async def _documentation(request: Request) -> Response:
+    return HTMLResponse(documentation_page(request.app.openapi()))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(components())
+        for path in schema["paths"].values():
+            for operation in path.values():
+                # Our handlers answer invalid requests themselves, as a `Failure`.
+                operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,57 @@
+"""Who asks: the bearer token of a request."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from site_plugins.tokens import Principal, TokenVerifier
+
+__all__ = ["CHALLENGE", "Asker", "owner_of", "principal_of"]
+
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+"""Header of every reply with status 401."""
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="token",
+    bearerFormat="JWT",
+    description="A token of the site: `federated-dask token create`.",
+)
+
+
+async def principal_of(
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal:
+    """Tell who asks; a FastAPI dependency.
+
+    Raises
+    ------
+    NotAuthenticated
+        If there is no token or it is not valid here.
+    """
+    verifier: TokenVerifier = request.app.state.verifier
+    # More than one header of a kind is how proxies and servers are brought to disagree.
+    if len(request.headers.getlist("authorization")) > 1:
+        credentials = None
+    return verifier.verify(None if credentials is None else credentials.credentials)
+
+
+Asker = Annotated[Principal, Depends(principal_of)]
+"""Annotation of a route's argument: the principal who asks."""
+
+
+def owner_of(principal: Principal) -> str:
+    """Name under which leases of a principal are kept.
+
+    Examples
+    --------
+    >>> owner_of(Principal(issuer="urn:site", subject="ada", expires=0.0)).splitlines()
+    ['urn:site', 'ada']
+    """
+    # No printable text holds a line break, so no two principals share a name.
+    return f"{principal.issuer}\n{principal.subject}"

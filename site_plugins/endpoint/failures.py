@@ -1,0 +1,120 @@
+"""What went wrong at a worker, told without the site's paths."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import traceback
+from collections.abc import Iterable
+from types import TracebackType
+
+from distributed.scheduler import KilledWorker
+
+from federated_dask.errors import FederatedError, Reason
+from federated_dask.protocol.messages import Failure
+from site_plugins.datasets import StoredDataset
+from site_plugins.fingerprints import local_path
+
+__all__ = ["failure_of_task", "scrubbed"]
+
+LONGEST_MESSAGE = 4_000
+MOST_FRAMES = 60
+URL = re.compile(r"\b\w[\w+.-]*://[^\s'\"<>]+")
+FOLDERS = re.compile(r"(?<![\w:/.])~?/(?:[^\s/'\":,;<>()\[\]]+/)+")
+
+
+def failure_of_task(
+    error: BaseException,
+    trace: TracebackType | None,
+    *,
+    site: str,
+    datasets: Iterable[StoredDataset],
+    withheld: Iterable[str] = (),
+) -> Failure:
+    """Describe the exception of a task for the wire.
+
+    Parameters
+    ----------
+    error : BaseException
+        What the task raised, or what Dask says of it.
+    trace : traceback, optional
+        Where.
+    site : str
+        Name of the site.
+    datasets : iterable of StoredDataset
+        What the site advertises; their paths are replaced by ``site/dataset``.
+    withheld : iterable of str, optional
+        Datasets of which nothing may leave and that the task derives from: a
+        message may quote values, so only the exception's name is told.
+    """
+    if isinstance(error, FederatedError):
+        error.site = site
+        return Failure.from_error(error)
+    if isinstance(error, KilledWorker):
+        return Failure(
+            reason=Reason.WORKER_LOST,
+            message="The workers that ran a task died, most likely for lack of memory.",
+            site=site,
+            hint="Use smaller chunks, or ask the site's operator for more memory per worker.",
+        )
+    if isinstance(error, asyncio.CancelledError):
+        return Failure(
+            reason=Reason.WORKER_LOST,
+            message="The site's scheduler let go of the job.",
+            site=site,
+            hint="Run it again.",
+        )
+    cls = type(error)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    withheld = sorted(withheld)
+    if withheld:
+        return Failure(
+            reason=Reason.TASK_FAILED,
+            message=f"A task raised {name}; its message may hold data of "
+            f"{', '.join(withheld)} and stays at the site.",
+            site=site,
+            exception=name,
+        )
+    datasets = list(datasets)
+    return Failure(
+        reason=Reason.TASK_FAILED,
+        message=scrubbed(str(error), site, datasets)[:LONGEST_MESSAGE],
+        site=site,
+        exception=name,
+        traceback="".join(_frames(trace, site, datasets)),
+    )
+
+
+def scrubbed(text: str, site: str, datasets: Iterable[StoredDataset]) -> str:
+    """Take paths and URLs out of a text.
+
+    Examples
+    --------
+    >>> stored = StoredDataset(name="a1b", path="/data/cmip/a1b.zarr")
+    >>> scrubbed("/data/cmip/a1b.zarr/air/0.0 and /etc/hosts", "north", [stored])
+    'north/a1b/air/0.0 and hosts'
+    """
+    replacements = {}
+    for dataset in datasets:
+        local = local_path(dataset.path)
+        for path in {dataset.path, local, local and os.path.realpath(local)}:
+            if path:
+                replacements[path] = f"{site}/{dataset.name}"
+    # The longest first, so that no path is cut where another one begins it.
+    for path in sorted(replacements, key=len, reverse=True):
+        text = text.replace(path, replacements[path])
+    return FOLDERS.sub("", URL.sub("(an address)", text))
+
+
+def _frames(trace: TracebackType | None, site: str, datasets: list[StoredDataset]) -> Iterable[str]:
+    if trace is None:
+        return
+    yield "Traceback (at the site, most recent call last):\n"
+    for frame in traceback.extract_tb(trace)[-MOST_FRAMES:]:
+        name = frame.filename.replace("\\", "/")
+        _, found, inside = name.rpartition("/site-packages/")
+        yield f'  File "{inside if found else os.path.basename(name)}", '
+        yield f"line {frame.lineno}, in {frame.name}\n"
+        if frame.line:
+            yield f"    {scrubbed(frame.line, site, datasets)}\n"

@@ -1,0 +1,264 @@
+"""The routes of the endpoint; see docs/design.md."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from federated_dask.errors import FederatedError, Reason, VersionChanged
+from federated_dask.protocol.frames import decode_message, encode_frame
+from federated_dask.protocol.messages import (
+    FRAMES_MEDIA_TYPE,
+    Catalogue,
+    JobSubmission,
+    SiteDescription,
+)
+from site_plugins.datasets import StoredVariable
+from site_plugins.endpoint.authentication import Asker, owner_of
+from site_plugins.endpoint.gateway import Gateway
+from site_plugins.endpoint.indexing import parse_index, require_readable
+from site_plugins.endpoint.jobs import JobRunner
+from site_plugins.endpoint.schemas import failures, frames, json_of
+from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame
+
+__all__ = ["router"]
+
+HEALTH_SECONDS = 3.0
+
+router = APIRouter()
+
+DatasetName = Annotated[str, Path(description="Name of the dataset, as in the catalogue.")]
+Lease = Annotated[str, Path(description="The `lease` of a job's `finished` event.")]
+
+
+def _json(message: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(message), media_type="application/json")
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+@router.get(
+    "/health",
+    tags=["site"],
+    summary="Whether the site works",
+    responses={
+        200: {"content": {"application/json": {"example": {"status": "ok", "site": "north"}}}},
+        503: {"description": "The site's scheduler does not answer."},
+    },
+    response_class=Response,
+)
+async def health(request: Request) -> Response:
+    """Tell whether the site's scheduler answers. Needs no token."""
+    gateway = _gateway(request)
+    try:
+        async with asyncio.timeout(HEALTH_SECONDS):
+            await gateway.state()
+    except (FederatedError, TimeoutError):
+        body, status = {"status": "scheduler does not answer", "site": gateway.site}, 503
+    else:
+        body, status = {"status": "ok", "site": gateway.site}, 200
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+@router.get(
+    "/site",
+    tags=["site"],
+    summary="The site and its peers",
+    responses={**json_of(SiteDescription), **failures(Reason.TOKEN_MISSING)},
+    response_class=Response,
+)
+async def site(request: Request, principal: Asker) -> Response:
+    """Describe the site: its peers, workers, library versions and caps."""
+    state = await _gateway(request).state()
+    runner: JobRunner = request.app.state.runner
+    return _json(
+        SiteDescription(
+            name=state.name,
+            title=state.title,
+            versions=dict(state.versions),
+            operations=request.app.state.operations,
+            peers=state.peers,
+            dashboard_link=state.dashboard_link,
+            workers=state.workers,
+            threads=state.threads,
+            memory=state.memory,
+            limits=msgspec.structs.asdict(runner.settings.limits),
+        )
+    )
+
+
+@router.get(
+    "/datasets",
+    tags=["datasets"],
+    summary="The catalogue",
+    responses={**json_of(Catalogue), **failures(Reason.TOKEN_MISSING)},
+    response_class=Response,
+)
+async def datasets(request: Request, principal: Asker) -> Response:
+    """List the datasets that the site advertises."""
+    state = await _gateway(request).state()
+    summaries = tuple(dataset.summary for _, dataset in sorted(state.datasets.items()))
+    return _json(Catalogue(site=state.name, datasets=summaries))
+
+
+@router.get(
+    "/datasets/{name}",
+    tags=["datasets"],
+    summary="One dataset",
+    responses={
+        **json_of(None, frames("`DatasetDescription`, with the values of its coordinates.")),
+        **failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_DATASET, Reason.DATASET_UNREADABLE),
+    },
+    response_class=Response,
+)
+async def dataset(
+    request: Request,
+    principal: Asker,
+    name: DatasetName,
+    accept: Annotated[str, Header(description="Frames or JSON.")] = "*/*",
+) -> Response:
+    """Describe a dataset: variables, dimensions, data types, attributes, encoding, version.
+
+    As a frame, the values of index coordinates and small coordinates come along;
+    as JSON they are left out.
+    """
+    gateway = _gateway(request)
+    description, buffers = await gateway.description(await gateway.dataset(name))
+    if FRAMES_MEDIA_TYPE in accept:
+        return FrameResponse(encode_frame(description, buffers))
+    variables = {
+        key: msgspec.structs.replace(variable, value=None)
+        for key, variable in description.variables.items()
+    }
+    return _json(msgspec.structs.replace(description, variables=variables))
+
+
+@router.get(
+    "/datasets/{name}/variables/{variable}",
+    tags=["datasets"],
+    summary="A part of a variable",
+    responses={
+        **frames("`Result` of output 0: the values.", status=200),
+        **failures(
+            Reason.TOKEN_MISSING,
+            Reason.EXPORT_NOT_ALLOWED,
+            Reason.UNKNOWN_VARIABLE,
+            Reason.VERSION_CHANGED,
+            Reason.LIMIT_EXCEEDED,
+            Reason.MALFORMED,
+            Reason.DATASET_UNREADABLE,
+        ),
+    },
+    response_class=Response,
+)
+async def variable(
+    request: Request,
+    principal: Asker,
+    name: DatasetName,
+    variable: Annotated[str, Path(description="Name of the variable.")],
+    version: Annotated[str, Query(description="The version that was opened.", max_length=128)],
+    index: Annotated[
+        str,
+        Query(
+            description="JSON, one entry for each axis: an integer, `[start, stop, step]` (each "
+            'may be null), or `{"take": [integers]}`; several of these select orthogonally.',
+            examples=["[0, [0, 10, null], [null, null, null]]"],
+        ),
+    ],
+) -> Response:
+    """Read a part of a variable, decoded."""
+    gateway = _gateway(request)
+    runner: JobRunner = request.app.state.runner
+    parts = parse_index(index)
+    stored = await gateway.dataset(name)
+    await gateway.require_version(stored, version)
+    description, _ = await gateway.description(stored)
+    if description.version != version:
+        raise VersionChanged(f"Dataset {name!r} is no longer version {version}.", site=gateway.site)
+    require_readable(description, variable, parts, runner.settings.limits)
+    return FrameResponse(
+        await runner.read(StoredVariable(stored, version, variable), parts, principal)
+    )
+
+
+@router.post(
+    "/jobs",
+    tags=["jobs"],
+    summary="Run a job",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "One frame: `JobSubmission`, and the buffers of the graph's values.",
+            "content": {FRAMES_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    responses={
+        **frames(
+            "Frames of job events: `accepted` first, `progress` and `heartbeat` now and then, a "
+            "`result` for each released output, `finished` or `failure` last.",
+            status=200,
+        ),
+        **failures(
+            Reason.TOKEN_MISSING,
+            Reason.OPERATION_NOT_ALLOWED,
+            Reason.UNKNOWN_DATASET,
+            Reason.VERSION_CHANGED,
+            Reason.LIMIT_EXCEEDED,
+            Reason.MALFORMED,
+            Reason.DATASET_UNREADABLE,
+        ),
+    },
+    response_class=Response,
+)
+async def jobs(request: Request, principal: Asker) -> Response:
+    """Compute outputs of a task graph over the site's datasets.
+
+    The request is the job's life line: when the client goes away, the site
+    cancels what is not to be held.
+    """
+    runner: JobRunner = request.app.state.runner
+    frame = await receive_frame(request, runner.settings.limits, request.app.state.body_seconds)
+    submission = decode_message(frame, JobSubmission)
+    job = await runner.admit(submission, frame.buffers, principal)
+    return FrameStream(runner.events(job))
+
+
+@router.get(
+    "/leases/{lease}/{output}",
+    tags=["jobs"],
+    summary="A held result",
+    responses={
+        **frames("`Result` of that output.", status=200),
+        **failures(Reason.TOKEN_MISSING, Reason.EXPORT_NOT_ALLOWED, Reason.UNKNOWN_RESULT),
+    },
+    response_class=Response,
+)
+async def held(
+    request: Request,
+    principal: Asker,
+    lease: Lease,
+    output: Annotated[int, Path(description="Position in the job's outputs.", ge=0)],
+) -> Response:
+    """Fetch a result that a job of yours holds at the site."""
+    runner: JobRunner = request.app.state.runner
+    return FrameResponse(await runner.fetch(lease, output, principal))
+
+
+@router.delete(
+    "/leases/{lease}",
+    tags=["jobs"],
+    summary="Let go of held results",
+    status_code=204,
+    responses=failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_RESULT),
+    response_class=Response,
+)
+async def release(request: Request, principal: Asker, lease: Lease) -> Response:
+    """End a lease of yours; the site lets go of its results."""
+    await _gateway(request).release(lease, owner_of(principal))
+    return Response(status_code=204)

@@ -1,0 +1,79 @@
+"""What OpenAPI says of replies whose bodies FastAPI does not make."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from federated_dask.errors import Reason, from_reason
+from federated_dask.protocol.messages import (
+    FRAMES_MEDIA_TYPE,
+    Catalogue,
+    Failure,
+    SiteDescription,
+)
+
+__all__ = ["components", "failures", "frames", "json_of"]
+
+SCHEMA = "#/components/schemas/"
+ALSO = {
+    # Reasons that come with the same status and need no mention of their own at each route.
+    Reason.TOKEN_MISSING: (Reason.TOKEN_EXPIRED, Reason.TOKEN_INVALID),
+    Reason.UNKNOWN_VARIABLE: (Reason.UNKNOWN_DATASET,),
+    Reason.EXPORT_NOT_ALLOWED: (),
+}
+
+
+@cache
+def components() -> dict[str, Any]:
+    """Schemas of the messages that cross as JSON."""
+    _, schemas = msgspec.json.schema_components(
+        [Catalogue, Failure, SiteDescription], ref_template=SCHEMA + "{name}"
+    )
+    return schemas
+
+
+def json_of(type_: type | None, also: dict[int | str, Any] | None = None) -> dict[int | str, Any]:
+    """Document a JSON reply, beside another media type."""
+    schema = {"$ref": SCHEMA + type_.__name__} if type_ is not None else {"type": "object"}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    description = f"`{type_.__name__}`." if type_ is not None else "The description."
+    for documented in (also or {}).values():
+        content.update(documented["content"])
+        description = documented["description"]
+    return {200: {"description": description, "content": content}}
+
+
+def frames(description: str, status: int = 200) -> dict[int | str, Any]:
+    """Document a reply made of frames."""
+    schema = {"type": "string", "format": "binary"}
+    return {
+        status: {
+            "description": description,
+            "content": {FRAMES_MEDIA_TYPE: {"schema": schema}},
+        }
+    }
+
+
+def failures(*reasons: Reason) -> dict[int | str, Any]:
+    """Document the failures of a route: status to reasons.
+
+    Examples
+    --------
+    >>> failures(Reason.VERSION_CHANGED)[409]["description"]
+    '`version_changed`'
+    """
+    found: dict[int | str, list[Reason]] = {}
+    for reason in reasons:
+        for each in (reason, *ALSO.get(reason, ())):
+            status = from_reason(each, "").http_status
+            found.setdefault(status, []).append(each)
+    return {
+        status: {
+            "description": ", ".join(f"`{reason}`" for reason in sorted(set(group))),
+            "content": {"application/json": {"schema": {"$ref": f"{SCHEMA}Failure"}}},
+        }
+        for status, group in found.items()
+    }

@@ -1,0 +1,147 @@
+"""Bodies made of frames: sent in small pieces, received within a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder
+from federated_dask.protocol.limits import Limits
+from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
+
+__all__ = ["FrameResponse", "FrameStream", "receive_frame"]
+
+PIECE = 256 * 1024
+"""Measured: with larger pieces, other requests wait a hundred times as long meanwhile."""
+
+
+def _cut(pieces: list[Buffer]) -> Iterator[Buffer]:
+    for piece in pieces:
+        if len(piece) <= PIECE:
+            if len(piece):
+                yield piece
+            continue
+        view = memoryview(piece)
+        for start in range(0, len(view), PIECE):
+            yield view[start : start + PIECE]
+
+
+async def _send_pieces(send: Send, pieces: list[Buffer]) -> None:
+    for piece in _cut(pieces):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0)
+
+
+class FrameResponse(Response):
+    """One frame as a response.
+
+    Parameters
+    ----------
+    pieces : list of bytes-like
+        From `encode_frame`; nothing is copied.
+    """
+
+    media_type = FRAMES_MEDIA_TYPE
+
+    def __init__(self, pieces: list[Buffer]) -> None:
+        super().__init__()
+        self.pieces = pieces
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        self.headers["content-length"] = str(size)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; called by the server."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await _send_pieces(send, self.pieces)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class FrameStream(Response):
+    """Frames as they come, until there are no more or the client goes away.
+
+    Parameters
+    ----------
+    frames : async generator
+        Gives frames as pieces; closed as soon as the client has gone.
+    """
+
+    media_type = FRAMES_MEDIA_TYPE
+
+    def __init__(self, frames: AsyncGenerator[list[Buffer], None]) -> None:
+        super().__init__()
+        self.frames = frames
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; called by the server."""
+        sending = asyncio.ensure_future(self._send(send))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not sending.done():
+                sending.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self.frames.aclose()
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for pieces in self.frames:
+            await _send_pieces(send, pieces)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def receive_frame(request: Request, limits: Limits, seconds: float) -> Frame:
+    """Receive a body of exactly one frame.
+
+    Parameters
+    ----------
+    request : Request
+        Its body has not been read.
+    limits : Limits
+        Caps on the frame; what is over them is refused from its first bytes.
+    seconds : float
+        Deadline for the whole body.
+
+    Raises
+    ------
+    RequestRefused
+        ``malformed`` or ``limit_exceeded``.
+    """
+    decoder = FrameDecoder(limits)
+    found: list[Frame] = []
+    try:
+        async with asyncio.timeout(seconds):
+            async for data in request.stream():
+                if found and data:
+                    raise RequestRefused(
+                        "The body goes on behind its frame.", reason=Reason.MALFORMED
+                    )
+                found += decoder.feed(data)
+    except TimeoutError:
+        raise RequestRefused(
+            f"The body did not arrive within {seconds:g} seconds.",
+            reason=Reason.MALFORMED,
+            hint="Send less at once, or use a faster connection.",
+        ) from None
+    except ClientDisconnect:
+        raise RequestRefused("The body ended early.", reason=Reason.MALFORMED) from None
+    decoder.close()
+    if len(found) != 1:
+        raise RequestRefused(
+            f"The body holds {len(found)} frames instead of one.", reason=Reason.MALFORMED
+        )
+    return found[0]

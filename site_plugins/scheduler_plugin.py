@@ -1,0 +1,366 @@
+"""The site on its Dask scheduler: what it advertises, which results are leased, what jobs cost.
+
+The endpoint asks all of this over Dask's own RPC, so that endpoint processes may
+come and go.  A lease is a client of the scheduler in name only: it desires keys,
+which keeps their results, until it is released or its time is over::
+
+    endpoint ── federated_hold(lease, …) ──► SitePlugin ── client_desires_keys ──► scheduler
+                                                │ every second: leases past their end
+                                                └────────── client_releases_keys ──► scheduler
+
+Tasks of a job carry its name as an annotation; what workers report of them is
+added up here until the endpoint asks for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.serialize import ToPickle
+from distributed.utils import format_dashboard_link
+from tornado.ioloop import PeriodicCallback
+
+from federated_dask.protocol.messages import Peer
+from site_plugins.config import SiteConfig
+from site_plugins.datasets import StoredDataset
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed.scheduler import Scheduler
+
+__all__ = [
+    "JOB_ANNOTATION",
+    "READ_TOPIC",
+    "JobAccount",
+    "LeasedOutput",
+    "SitePlugin",
+    "SiteState",
+    "unwrapped",
+]
+
+logger = logging.getLogger(__name__)
+
+JOB_ANNOTATION = "federated_job"
+"""Annotation with which the endpoint marks the tasks of a job."""
+
+READ_TOPIC = "federated-read"
+"""Topic of the events by which workers tell how many bytes a task read."""
+
+LIBRARIES = ("dask", "distributed", "numpy", "xarray", "pandas", "flox", "zarr", "federated-dask")
+CHECK_SECONDS = 1.0
+MOST_ACCOUNTS = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SiteState:
+    """What the plugin tells an endpoint about the site."""
+
+    name: str
+    title: str
+    peers: tuple[Peer, ...]
+    datasets: Mapping[str, StoredDataset]
+    dashboard_link: str | None
+    workers: int
+    threads: int
+    memory: int
+    """Memory limit of all workers together, bytes."""
+    versions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeasedOutput:
+    """One held result: its key, and the datasets it derives from."""
+
+    key: Key
+    label: frozenset[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class JobAccount:
+    """What is known of a job's tasks."""
+
+    total: int = 0
+    done: int = 0
+    compute_seconds: float = 0.0
+    read_bytes: int = 0
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Lease:
+    owner: str
+    outputs: dict[int, LeasedOutput]
+    seconds: float
+    end: float
+
+
+class SitePlugin(SchedulerPlugin):
+    """Makes a Dask scheduler the scheduler of a site.
+
+    Parameters
+    ----------
+    site : str
+        Name of the site.
+    title : str, optional
+        Title of the site.
+    datasets : iterable of StoredDataset, optional
+        What the site advertises.
+    peers : iterable of Peer, optional
+        The other sites of the federation.
+    lease_seconds : float, optional
+        Longest time that a lease lasts without being used.
+
+    Examples
+    --------
+    >>> import pickle
+    >>> plugin = pickle.loads(pickle.dumps(SitePlugin("north", title="North")))
+    >>> plugin.site, plugin.name
+    ('north', 'federated-site')
+    """
+
+    name = "federated-site"
+    idempotent = True
+
+    def __init__(
+        self,
+        site: str,
+        *,
+        title: str = "",
+        datasets: Iterable[StoredDataset] = (),
+        peers: Iterable[Peer] = (),
+        lease_seconds: float = 3600.0,
+    ) -> None:
+        self.site = site
+        self.title = title
+        self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.peers = tuple(peers)
+        self.lease_seconds = lease_seconds
+        self._scheduler: Scheduler | None = None
+        self._leases: dict[str, _Lease] = {}
+        self._accounts: OrderedDict[str, JobAccount] = OrderedDict()
+
+    @classmethod
+    def from_config(cls, config: SiteConfig) -> SitePlugin:
+        """Take everything from a `site.toml`."""
+        return cls(
+            config.name,
+            title=config.site.title,
+            datasets=[StoredDataset.from_config(*item) for item in config.datasets.items()],
+            peers=[Peer(name=peer.name, address=peer.address) for peer in config.peers],
+            lease_seconds=config.limits.lease_seconds,
+        )
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Add the RPC handlers; called by the scheduler."""
+        self._scheduler = scheduler
+        handlers: list[Callable[..., Any]] = [
+            self.federated_site,
+            self.federated_publish,
+            self.federated_unpublish,
+            self.federated_hold,
+            self.federated_held,
+            self.federated_release,
+            self.federated_release_all,
+            self.federated_account,
+        ]
+        scheduler.handlers.update({handler.__name__: handler for handler in handlers})
+        check = PeriodicCallback(self._release_expired, CHECK_SECONDS * 1000)
+        # The scheduler stops all of its periodic callbacks when it closes.
+        scheduler.periodic_callbacks[self.name] = check
+        check.start()
+        logger.info("Site %s advertises %d datasets", self.site, len(self.datasets))
+
+    async def close(self) -> None:
+        """Let go of all leases; called by the scheduler."""
+        if self._scheduler is not None:
+            self._scheduler.periodic_callbacks[self.name].stop()
+            self.federated_release_all()
+
+    # What the site advertises
+
+    def federated_site(self) -> Any:
+        """Tell what the site is and has: a `SiteState`."""
+        scheduler = self._known_scheduler()
+        workers = scheduler.workers.values()
+        return ToPickle(
+            SiteState(
+                name=self.site,
+                title=self.title,
+                peers=self.peers,
+                datasets=dict(self.datasets),
+                dashboard_link=_dashboard_link(scheduler),
+                workers=len(workers),
+                threads=sum(worker.nthreads for worker in workers),
+                memory=sum(worker.memory_limit or 0 for worker in workers),
+                versions=_versions(),
+            )
+        )
+
+    def federated_publish(self, dataset: StoredDataset) -> None:
+        """Advertise a dataset, or another one under a name that is in use."""
+        dataset = unwrapped(dataset)
+        self.datasets[dataset.name] = dataset
+
+    def federated_unpublish(self, name: str) -> bool:
+        """Advertise a dataset no longer; tell whether it was advertised."""
+        return self.datasets.pop(name, None) is not None
+
+    # Leases
+
+    def federated_hold(
+        self, lease: str, owner: str, outputs: dict[int, LeasedOutput], seconds: float | None = None
+    ) -> bool:
+        """Keep results until the lease is released or was not used for a time.
+
+        Parameters
+        ----------
+        lease : str
+            Name of the new lease.
+        owner : str
+            Who alone may use it.
+        outputs : dict of int to LeasedOutput
+            Position of the output in its job, and what it is.
+        seconds : float, optional
+            Time without use after which it ends; at most that of the site.
+
+        Returns
+        -------
+        bool
+            False, and nothing is held, where the scheduler does not know a key.
+        """
+        scheduler = self._known_scheduler()
+        outputs = unwrapped(outputs)
+        keys = [output.key for output in outputs.values()]
+        if lease in self._leases or any(key not in scheduler.tasks for key in keys):
+            return False
+        seconds = min(self.lease_seconds, self.lease_seconds if seconds is None else seconds)
+        scheduler.client_desires_keys(keys, _holder(lease))
+        self._leases[lease] = _Lease(
+            owner=owner, outputs=outputs, seconds=seconds, end=time.monotonic() + seconds
+        )
+        return True
+
+    def federated_held(self, lease: str, owner: str) -> Any:
+        """Tell the outputs of a lease, or None where the owner has no such lease; renew it."""
+        found = self._leases.get(lease)
+        if found is None or found.owner != owner:
+            return None
+        found.end = time.monotonic() + found.seconds
+        return ToPickle(found.outputs)
+
+    def federated_release(self, lease: str, owner: str) -> bool:
+        """End a lease; tell whether the owner had it."""
+        found = self._leases.get(lease)
+        if found is None or found.owner != owner:
+            return False
+        self._release(lease)
+        return True
+
+    def federated_release_all(self) -> None:
+        """End all leases, before the cluster stops."""
+        for lease in list(self._leases):
+            self._release(lease)
+
+    def _release_expired(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, lease in self._leases.items() if lease.end <= now]:
+            logger.info("Lease %s was not used any more; its results are let go", name)
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        scheduler = self._known_scheduler()
+        lease = self._leases.pop(name)
+        holder = _holder(name)
+        if holder in scheduler.clients:
+            scheduler.client_releases_keys([out.key for out in lease.outputs.values()], holder)
+            # The scheduler makes such a client on the spot but never removes it.
+            del scheduler.clients[holder]
+
+    # Accounts of jobs
+
+    def federated_account(self, job: str, close: bool = False) -> Any:
+        """Tell what a job's tasks did so far: a `JobAccount`; forget it if it is to be closed."""
+        account = self._accounts.pop(job, None) if close else self._accounts.get(job)
+        return ToPickle(account or JobAccount())
+
+    def update_graph(
+        self,
+        scheduler: Scheduler,
+        *,
+        tasks: list[Key],
+        annotations: dict[str, dict[Key, Any]],
+        **kwargs: Any,
+    ) -> None:
+        """Open an account for a job whose tasks arrive; called by the scheduler."""
+        for job in set(annotations.get(JOB_ANNOTATION, {}).values()):
+            self._accounts[job] = JobAccount(total=len(tasks))
+            # Those of endpoints that went away without closing them.
+            while len(self._accounts) > MOST_ACCOUNTS:
+                self._accounts.popitem(last=False)
+
+    def transition(
+        self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any
+    ) -> None:
+        """Add up what a task took; called by the scheduler."""
+        if start != "processing" or finish not in ("memory", "erred"):
+            return
+        account = self._account_of(key)
+        if account is not None:
+            account.done += 1
+            account.compute_seconds += sum(
+                step["stop"] - step["start"]
+                for step in kwargs.get("startstops") or ()
+                if step["action"] == "compute"
+            )
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Add up what a task read; called by the scheduler."""
+        if topic == READ_TOPIC:
+            account = self._account_of(msg["key"])
+            if account is not None:
+                account.read_bytes += msg["bytes"]
+
+    def _account_of(self, key: Key) -> JobAccount | None:
+        task = self._known_scheduler().tasks.get(key)
+        job = (task.annotations or {}).get(JOB_ANNOTATION) if task is not None else None
+        return None if job is None else self._accounts.get(job)
+
+    def _known_scheduler(self) -> Scheduler:
+        if self._scheduler is None:
+            raise RuntimeError("the plugin was not started by a scheduler")
+        return self._scheduler
+
+
+def unwrapped(payload: Any) -> Any:
+    """Take what was sent by RPC out of its wrapper, which Dask leaves on within one process."""
+    return payload.data if isinstance(payload, ToPickle) else payload
+
+
+def _holder(lease: str) -> str:
+    return f"federated-lease-{lease}"
+
+
+def _dashboard_link(scheduler: Scheduler) -> str | None:
+    server = scheduler.services.get("dashboard")
+    if server is None:
+        return None
+    protocol, rest = scheduler.address.split("://", 1)
+    host = "localhost" if protocol == "inproc" else rest.rsplit(":", 1)[0]
+    return str(format_dashboard_link(host, server.port))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
