@@ -211,8 +211,12 @@ class FederatedClient:
         if site in self._connections:
             return self._connections[site]
         error = self._sites[site].error
-        raise error if error is not None else ConfigurationError(
-            "The client is not connected.", site=site, hint="Await it first."
+        raise (
+            error
+            if error is not None
+            else ConfigurationError(
+                "The client is not connected.", site=site, hint="Await it first."
+            )
         )
 
     # Looking around
@@ -308,9 +312,7 @@ class FederatedClient:
             results = loop.sync(self._execute(plan))
         return _shaped(keys, results)
 
-    def compute(
-        self, collections: Any, *, sync: bool = False, timeout: float | None = None
-    ) -> Any:
+    def compute(self, collections: Any, *, sync: bool = False, timeout: float | None = None) -> Any:
         """Compute collections in the background.
 
         Parameters
@@ -422,9 +424,7 @@ class FederatedClient:
         """Make this client Dask's scheduler, until it is closed or another takes over."""
         if self._config is None:
             # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
-            self._config = dask.config.set(
-                {"scheduler": self.get, "array.rechunk.method": "tasks"}
-            )
+            self._config = dask.config.set({"scheduler": self.get, "array.rechunk.method": "tasks"})
             self._previous = current.get_current()
             current.set_current(self)
         return self
@@ -478,8 +478,10 @@ class FederatedClient:
         return f"<FederatedClient: {len(self._connections)} sites, {len(self._datasets)} datasets>"
 
     def _repr_html_(self) -> str:
-        return f"<div><h3>FederatedClient</h3>{self.sites._repr_html_()}" \
+        return (
+            f"<div><h3>FederatedClient</h3>{self.sites._repr_html_()}"
             f"{self.datasets._repr_html_()}</div>"
+        )
 
 
 def _named(

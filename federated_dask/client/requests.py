@@ -32,6 +32,7 @@ T = TypeVar("T")
 JSON = "application/json"
 LARGEST_JSON = 16 * MEBI
 UPLOAD_CHUNK = 2**18
+ATTEMPTS = 2
 NOT_AN_ENDPOINT = "Check that the address is that of an endpoint, not of a page or proxy before it."
 
 
@@ -102,26 +103,46 @@ async def open_reply(
     if authenticated and parameters.token:
         headers["Authorization"] = f"Bearer {parameters.token}"
     with parameters.mapped_errors():
-        # aiohttp's read timeout begins anew with every byte.  Until the headers are whole this
-        # deadline holds, so that trickled headers and a site that takes no bytes end too.
-        async with asyncio.timeout(parameters.timeout) as deadline:
+        response = await _send(parameters, user, counters, method, path, headers, body)
+        async with response:
+            reply = Reply(response, parameters, counters)
+            await reply.check(accept)
+            yield reply
+
+
+async def _send(
+    parameters: Parameters,
+    user: object,
+    counters: Sequence[LinkCounter],
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: Sequence[Buffer] | None,
+) -> aiohttp.ClientResponse:
+    # aiohttp's read timeout begins anew with every byte.  Until the headers are whole this
+    # deadline holds, so that trickled headers and a site that takes no bytes end too.
+    async with asyncio.timeout(parameters.timeout) as deadline:
+        for attempt in range(ATTEMPTS):
             data = None
             if body is not None:
                 headers["Content-Type"] = FRAMES_MEDIA_TYPE
                 headers["Content-Length"] = str(sum(memoryview(piece).nbytes for piece in body))
                 data = _upload(body, deadline, parameters.timeout, counters)
             session = session_of(user, parameters.session_key, parameters.trust, parameters.timeout)
-            response = await session.request(
-                method,
-                URL(parameters.address + path, encoded=True),
-                headers=headers,
-                data=data,
-                allow_redirects=False,
-            )
-        async with response:
-            reply = Reply(response, parameters, counters)
-            await reply.check(accept)
-            yield reply
+            try:
+                return await session.request(
+                    method,
+                    URL(parameters.address + path, encoded=True),
+                    headers=headers,
+                    data=data,
+                    allow_redirects=False,
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError):
+                # The site had closed the idle socket that was used again.  A job whose request
+                # broke is cancelled by its site, so it may be sent once more as well.
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
 
 
 async def _upload(
@@ -230,7 +251,9 @@ class Reply:
         """Raise what the reply stands for, unless it is what was asked for."""
         response = self.response
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise RequestRefused("The reply is compressed in a way that was not asked for.")
+            raise RequestRefused(
+                "The reply is compressed in a way that was not asked for.", hint=NOT_AN_ENDPOINT
+            )
         if response.status in (200, 204) and (accept is None or response.content_type == accept):
             return
         if response.status >= 400 and response.content_type == JSON:

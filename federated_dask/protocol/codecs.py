@@ -188,6 +188,12 @@ def _flox() -> list[Codec]:
                 blockwise=f["blockwise"], array_type=ReindexArrayType[f["array_type"]]
             ),
         ),
+        Codec(
+            "flox.ReindexArrayType",
+            ReindexArrayType,
+            lambda x: {"name": x.name},
+            lambda f: ReindexArrayType[f["name"]],
+        ),
         Codec("flox.ReprObject", ReprObject, lambda x: {"value": repr(x)}, _repr_object),
         _attributes(Dim, "flox.Dim", "values name"),
     ]

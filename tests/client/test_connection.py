@@ -350,7 +350,7 @@ class TestJobs:
             await events_of(connection)
         await connection.close()
 
-    @pytest.mark.parametrize("garbage", [b"<html>", b"FDF1" + bytes(100), b"\x00" * 1000])
+    @pytest.mark.parametrize("garbage", [b"<html></html>", b"FDF1" + bytes(100), b"\x00" * 1000])
     async def test_garbage(self, connection, stub, garbage) -> None:
         async def events() -> AsyncIterator[list[Any]]:
             yield [garbage]
@@ -485,7 +485,7 @@ class TestTransportErrors:
     async def test_trickled_headers(self, misbehaving: Serve, ca: str) -> None:
         async def handle(reader, writer) -> None:
             writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-            while True:
+            while not writer.is_closing():
                 writer.write(b"x")
                 await writer.drain()
                 await asyncio.sleep(0.02)
@@ -541,7 +541,10 @@ def head(media_type: str, length: int | None = None, status: str = "200 OK", mor
 
 def send(data: bytes) -> Callable[..., Any]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        asked = await reader.readuntil(b"\r\n\r\n")
+        if b"POST" in asked:
+            # Closing a socket with unread bytes resets it, and the reply is lost on the way.
+            await reader.read(100_000)
         writer.write(data)
         await writer.drain()
 
@@ -602,9 +605,10 @@ class TestMaliciousReplies:
         async def handle(reader, writer) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(head("application/json"))
-            while True:
+            while not writer.is_closing():
                 writer.write(b" " * MIB)
                 await writer.drain()
+                await asyncio.sleep(0)
 
         connection = SiteConnection("north", misbehaving(handle), "t", ca, timeout=10)
         with pytest.raises(RequestRefused) as caught:

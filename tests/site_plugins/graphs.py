@@ -89,7 +89,7 @@ SLOW = template(
 
 def slow_graph(first: int, count: int = 400) -> Graph:
     """Many slow tasks, and one quick task that takes the first of each."""
-    collect = template(call("builtins.len", Tuple(tuple(Reference() for _ in range(count)))))
+    collect = template(call("builtins.bool", Tuple(tuple(Reference() for _ in range(count)))))
     return Graph(
         templates=(SLOW, collect),
         blocks=(block(0, first + np.arange(count)), block(1, *range(count))),
