@@ -104,6 +104,8 @@ class FederatedError(Exception):
         hint: str | None = None,
     ) -> None:
         super().__init__(message)
+        if not self.reasons:
+            raise TypeError(f"{type(self).__name__} is a base class; raise one of its subclasses")
         self.message = message
         self.reason = next(iter(self.reasons)) if reason is None else Reason(reason)
         self.site = site

@@ -12,7 +12,8 @@ from federated_dask.errors import Reason, RequestRefused
 
 __all__ = ["DType", "Field", "decode_dtype", "encode_dtype"]
 
-PLAIN = re.compile(r"[<>|][biufcSUmMV]\d{1,9}(\[(\d{1,9})?[a-zA-Z]{1,2}\])?|\|O")
+PLAIN = re.compile(r"[<>|][biufcSUmMV][0-9]{1,9}(\[([0-9]{1,9})?[a-zA-Z]{1,2}\])?|\|O")
+MAX_NESTING = 16
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +42,11 @@ def encode_dtype(dtype: np.dtype) -> DType:
     >>> encode_dtype(np.dtype("datetime64[ns]"))
     '<M8[ns]'
     """
-    if dtype.subdtype is not None or dtype.metadata or dtype.char == "T":
+    return _encode(dtype, MAX_NESTING)
+
+
+def _encode(dtype: np.dtype, nesting: int) -> DType:
+    if dtype.subdtype is not None or dtype.metadata or dtype.char == "T" or not nesting:
         raise TypeError(f"dtype {dtype!r} has no wire form")
     if dtype.names is None:
         if PLAIN.fullmatch(dtype.str) is None:
@@ -53,14 +58,17 @@ def encode_dtype(dtype: np.dtype) -> DType:
         shape: tuple[int, ...] = ()
         if base.subdtype is not None:
             base, shape = base.subdtype
-        fields.append(Field(name, encode_dtype(base), shape))
-    if np.dtype([_described(field) for field in fields]) != dtype:
+        fields.append(Field(name, _encode(base, nesting - 1), shape))
+    if np.dtype([_described(field, nesting) for field in fields]) != dtype:
         raise TypeError(f"dtype {dtype!r} has gaps between its fields")
     return tuple(fields)
 
 
-def _described(field: Field) -> tuple[str, object, tuple[int, ...]]:
-    return (field.name, decode_dtype(field.dtype), field.shape)
+def _described(field: Field, nesting: int) -> tuple[str, object, tuple[int, ...]]:
+    if not field.name:
+        # numpy would make up a name.
+        raise ValueError("a field without a name")
+    return (field.name, _decode(field.dtype, nesting - 1), field.shape)
 
 
 def decode_dtype(described: DType) -> np.dtype:
@@ -77,10 +85,16 @@ def decode_dtype(described: DType) -> np.dtype:
     dtype('float32')
     """
     try:
-        if isinstance(described, str):
-            if PLAIN.fullmatch(described) is None:
-                raise ValueError(described)
-            return np.dtype(described)
-        return np.dtype([_described(field) for field in described])
-    except (TypeError, ValueError) as error:
+        return _decode(described, MAX_NESTING)
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestRefused("A dtype does not parse.", reason=Reason.MALFORMED) from error
+
+
+def _decode(described: DType, nesting: int) -> np.dtype:
+    if not nesting:
+        raise ValueError("a dtype is nested too deep")
+    if isinstance(described, str):
+        if PLAIN.fullmatch(described) is None:
+            raise ValueError(described)
+        return np.dtype(described)
+    return np.dtype([_described(field, nesting) for field in described])

@@ -19,6 +19,7 @@ made over them need no further copy.
 from __future__ import annotations
 
 import functools
+import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
@@ -40,8 +41,13 @@ PREFIX = struct.Struct("<4sII")
 COMPRESSION_LEVEL = 1
 SMALLEST_COMPRESSED = 64
 SAMPLE = 64 * 1024
+PIECE = 1024 * 1024
+"""Bytes that are decompressed at a time."""
 WORTHWHILE = 0.9
 """A buffer is compressed where its first 64 KiB shrink below this share."""
+
+UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError)
+"""What msgspec raises for bytes that are no message of the expected type."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -180,7 +186,7 @@ class FrameDecoder:
         data = self._top_up(data, PREFIX.size + stored)
         if len(self._pending) < PREFIX.size + stored:
             return data
-        header = bytes(memoryview(self._pending)[PREFIX.size :])
+        header = self._pending[PREFIX.size :]
         self._pending = bytearray()
         self._header = _decode_header(_decompressed(header, raw), self.limits)
         return data
@@ -192,16 +198,14 @@ class FrameDecoder:
 
     def _read_buffers(self, data: memoryview) -> memoryview:
         assert self._header is not None  # noqa: S101
-        for stored, raw in self._header.buffers[len(self._buffers) :]:
+        for stored, raw in itertools.islice(self._header.buffers, len(self._buffers), None):
             missing = stored - len(self._current)
             self._current += data[:missing]
             data = data[missing:]
             if len(self._current) < stored:
                 break
             whole, self._current = self._current, bytearray()
-            self._buffers.append(
-                whole if stored == raw else bytearray(_decompressed(bytes(whole), raw))
-            )
+            self._buffers.append(_decompressed(whole, raw))
         return data
 
 
@@ -213,13 +217,21 @@ def _over(what: str, size: int, cap: int) -> RequestRefused:
     )
 
 
-def _decompressed(data: bytes, size: int) -> bytes:
+def _decompressed(data: bytearray, size: int) -> bytearray:
     if len(data) == size:
         return data
     decompressor = ZstdDecompressor()
+    raw = bytearray()
+    fed: Buffer = data
     try:
-        # One byte more than announced, so that a longer content shows itself.
-        raw = decompressor.decompress(data, max_length=size + 1)
+        # In pieces, so that nothing is held twice; and to one byte more than
+        # announced, so that a longer content shows itself.
+        while not decompressor.eof and len(raw) <= size:
+            piece = decompressor.decompress(fed, max_length=min(PIECE, size + 1 - len(raw)))
+            if not piece and decompressor.needs_input:
+                break
+            raw += piece
+            fed = b""
     except ZstdError as error:
         raise RequestRefused("A compressed part is damaged.", reason=Reason.MALFORMED) from error
     if len(raw) != size or not decompressor.eof or decompressor.unused_data:
@@ -229,10 +241,10 @@ def _decompressed(data: bytes, size: int) -> bytes:
     return raw
 
 
-def _decode_header(data: bytes, limits: Limits) -> _Header:
+def _decode_header(data: Buffer, limits: Limits) -> _Header:
     try:
         header = _header_decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RequestRefused("A frame's header does not parse.", reason=Reason.MALFORMED) from error
     if len(header.buffers) > limits.buffers:
         raise RequestRefused(
@@ -269,7 +281,7 @@ def decode_message(frame: Frame, type_: type[T]) -> T:
     """
     try:
         return cast(T, _decoder(type_).decode(frame.message))
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RequestRefused(
             f"A message does not parse: {str(error)[:200]}.", reason=Reason.MALFORMED
         ) from error

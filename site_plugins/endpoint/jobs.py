@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import pickle
 import secrets
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import dask.base
 import dask.config
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Pieces: TypeAlias = list[Buffer]
 """A frame, as pieces to write one after the other."""
@@ -171,7 +175,7 @@ class JobRunner:
                 table=self.table,
             )
 
-        built = build() if is_small else await asyncio.to_thread(build)
+        built = build() if is_small else await asyncio.to_thread(_without_collection, build)
         return await self._job(built, submission.outputs, owner, submission.label)
 
     async def _job(
@@ -378,7 +382,10 @@ class _Run:
             self.futures = {key: self.gateway.claim(key) for key in wanted}
             return
         is_small = len(tasks) <= SMALL_GRAPH
-        pickled = _pickled(tasks) if is_small else await asyncio.to_thread(_pickled, tasks)
+        if is_small:
+            pickled = _pickled(tasks)
+        else:
+            pickled = await asyncio.to_thread(_without_collection, lambda: _pickled(tasks))
         client: Client = self.gateway.client
         # The size was checked by admission; the warning is for people at a prompt.
         settings = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
@@ -511,6 +518,26 @@ class _Run:
         for future in self.futures.values():
             future.release()
         self.futures = {}
+
+
+_collection = threading.Lock()
+
+
+def _without_collection(function: Callable[[], T]) -> T:
+    """Call a function that makes many objects and no garbage.
+
+    Python's collector would look at all of them again and again: measured, 30 µs
+    for each task of a large graph instead of 7.
+    """
+    # One at a time, so that none turns it on again while another runs.
+    with _collection:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return function()
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 class _Pickled:

@@ -141,8 +141,8 @@ def build_graph(
     RequestRefused
         If a value does not parse, or an output is no task of the graph.
     """
-    first = checked.graph.first_task
-    if any(not 0 <= output < checked.graph.tasks for output in outputs):
+    first, count = checked.graph.first_task, checked.graph.tasks
+    if any(not 0 <= output < count for output in outputs):
         raise RequestRefused("An output is no task of the graph.", reason=Reason.MALFORMED)
     wanted = np.unique(np.asarray([first + output for output in outputs], dtype=np.int64))
     operands = _operands(checked.graph, sources, buffers, held, table)

@@ -401,14 +401,16 @@ class TestCounting:
 async def refused(address: str, ca: str | bool, **kwargs: Any) -> FederatedError:
     kwargs.setdefault("timeout", 2)
     connection = SiteConnection("north", address, "good-token", ca, **kwargs)
-    with pytest.raises(FederatedError) as caught:
-        await connection.describe_dataset("a1b")
-    with pytest.raises(FederatedError) as posted:
-        await events_of(connection)
-    assert caught.value.reason == posted.value.reason
+    try:
+        with pytest.raises(FederatedError) as caught:
+            await connection.describe_dataset("a1b")
+        with pytest.raises(FederatedError) as posted:
+            await events_of(connection)
+    finally:
+        await connection.close()
+    assert caught.value.reason == posted.value.reason, repr(posted.value.__cause__)
     assert caught.value.site == posted.value.site == "north"
     assert caught.value.hint
-    await connection.close()
     return caught.value
 
 
@@ -496,8 +498,14 @@ class TestTransportErrors:
         assert time.monotonic() - began < 20
 
     async def test_a_site_that_takes_no_bytes(self, misbehaving: Serve, ca: str) -> None:
+        reset = asyncio.Event()
+
         async def handle(reader, writer) -> None:
-            await asyncio.sleep(1000)
+            await asyncio.sleep(1)
+            writer.transport.abort()
+            here.call_soon_threadsafe(reset.set)
+
+        here = asyncio.get_running_loop()
 
         connection = SiteConnection("north", misbehaving(handle), "t", ca, timeout=0.5)
         noise = np.random.default_rng(0).bytes(64 * MIB)
@@ -505,6 +513,9 @@ class TestTransportErrors:
             await events_of(connection, [noise])
         assert caught.value.reason == Reason.TIMED_OUT
         await connection.close()
+        # asyncio keeps a socket with unsent bytes for up to 30 s.
+        await reset.wait()
+        await asyncio.sleep(0.05)
 
     async def test_hanging_in_the_body(self, misbehaving: Serve, ca: str) -> None:
         async def handle(reader, writer) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks, run by hand: ``make benchmark``. Ratios within one run, printed as tables."""
