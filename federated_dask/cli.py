@@ -7,6 +7,7 @@ the extra ``[site]`` is installed.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -96,6 +97,9 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
         raise click.ClickException(
             f"The demo needs {missing}: pip install 'federated-dask[demo]'"
         ) from error
+    if report is not None and not report.absolute().parent.is_dir():
+        # Better said now than after the work is done.
+        raise click.BadParameter(f"There is no folder {report.parent}.", param_hint="--json")
     if not run_demo(directory, keep=keep, report=report):
         raise SystemExit(1)
 
@@ -103,7 +107,7 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
 def main() -> None:
     """Run the command line; errors of ours are one message, never a traceback."""
     try:
-        cli(prog_name="federated-dask", standalone_mode=False)
+        code = cli(prog_name="federated-dask", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("Aborted.", err=True)
         sys.exit(130)
@@ -115,3 +119,12 @@ def main() -> None:
     except FederatedError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever reads the output has enough, `| head` for example; nothing may be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    # Without its standalone mode click gives the code of `ctx.exit` back.
+    sys.exit(code if isinstance(code, int) else 0)

@@ -60,8 +60,6 @@ class LocalFederation:
         For whom the tokens are.
     dashboard : bool, optional
         Whether each site shows Dask's dashboard, on loopback.
-    asynchronous : bool, optional
-        Not supported: sites run in a thread of their own; use it in either world.
 
     Attributes
     ----------
@@ -119,9 +117,10 @@ class LocalFederation:
         self._finalizer = weakref.finalize(self, self._stack.close)
 
     def _start(self) -> dict[str, Site]:
-        sites: AsyncExitStack = AsyncExitStack()
-        self._stack.callback(lambda: self._loop.run(sites.aclose(), STOP_SECONDS))
-        return self._loop.run(_start_all(self._configs, sites), START_SECONDS)
+        sites, loop = AsyncExitStack(), self._loop
+        # Without `self` in it, so that an instance nobody refers to any more is closed.
+        self._stack.callback(lambda: loop.run(sites.aclose(), STOP_SECONDS))
+        return loop.run(_start_all(self._configs, sites), START_SECONDS)
 
     @property
     def sites(self) -> dict[str, Site]:

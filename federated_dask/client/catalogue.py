@@ -80,7 +80,7 @@ class Sites(Mapping[str, Site]):
         return f"<div><b>Sites</b>{html_table(HEAD, self._rows())}</div>"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+        rows: list[tuple[str, ...]] = []
         for site in self._sites.values():
             about = site.description or SiteDescription(name=site.name)
             rows.append(
@@ -132,7 +132,7 @@ class Datasets(Mapping[str, DatasetSummary]):
         return len(self._datasets)
 
     def search(self, text: str) -> Datasets:
-        """Datasets in which every word of `text` occurs: in name, title, keywords or description."""
+        """Datasets with every word of `text` in their name, title, keywords or description."""
         words = text.lower().split()
         return Datasets(
             {

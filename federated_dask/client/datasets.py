@@ -407,7 +407,12 @@ def _encoding(described: VariableDescription) -> dict[str, Any]:
     """Give the encoding the types that plain data on the wire does not have."""
     encoding = dict(described.encoding)
     if isinstance(encoding.get("dtype"), str):
-        encoding["dtype"] = str if encoding["dtype"] == "str" else decode_dtype(encoding["dtype"])
+        try:
+            stored_as = encoding["dtype"]
+            encoding["dtype"] = str if stored_as == "str" else decode_dtype(stored_as)
+        except RequestRefused:
+            # How texts are stored, for example; good to know, and no reason not to open it.
+            del encoding["dtype"]
     for name in ("chunks", "chunksizes", "original_shape", "shards"):
         if isinstance(encoding.get(name), list):
             encoding[name] = tuple(encoding[name])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import dask.threaded
+from dask.callbacks import Callback
+from dask.system import CPU_COUNT
 
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.held import HeldValue, Lease
@@ -177,7 +179,12 @@ class _Run:
         wanted = [p for p in tasks if self.last_use.get(p, -1) > stage]
         nodes = home_graph(graph, tasks, values)
         keys = [graph.tasks[position].key for position in wanted]
-        results = await asyncio.to_thread(_run_threads, nodes, keys, self.report)
+        stop = threading.Event()
+        try:
+            results = await asyncio.to_thread(_run_threads, nodes, keys, self.report, stop)
+        finally:
+            # A thread cannot be cancelled; this one begins no further task then.
+            stop.set()
         self.values.update(zip(wanted, results, strict=True))
 
     def results(self) -> dict[Key, Any]:
@@ -218,9 +225,13 @@ class _ContextPool(ThreadPoolExecutor):
         return super().submit(contextvars.copy_context().run, fn, *args, **kwargs)
 
 
-def _run_threads(nodes: Mapping[Key, Any], keys: list[Key], report: ProgressReport) -> list[Any]:
-    from dask.callbacks import Callback
+class _Stopped(Exception):
+    """Nobody waits for the tasks at home any more."""
 
+
+def _run_threads(
+    nodes: Mapping[Key, Any], keys: list[Any], report: ProgressReport, stop: threading.Event
+) -> list[Any]:
     done = 0
     total = len(nodes)
 
@@ -229,7 +240,11 @@ def _run_threads(nodes: Mapping[Key, Any], keys: list[Key], report: ProgressRepo
         done += 1
         report.update(HOME, done, total)
 
-    with _ContextPool(os.cpu_count() or 1) as pool, Callback(posttask=count):
+    def look(*_: object) -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    with _ContextPool(CPU_COUNT) as pool, Callback(pretask=look, posttask=count):
         return list(dask.threaded.get(nodes, keys, pool=pool))
 
 

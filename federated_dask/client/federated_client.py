@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 
 import dask
+import dask.base
 import dask.threaded
 import xarray as xr
 from dask._expr import FinalizeCompute
@@ -21,11 +24,11 @@ from federated_dask.client import current, loop
 from federated_dask.client.catalogue import Datasets, Site, Sites
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.execution import execute
-from federated_dask.client.future import FederatedFuture
+from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
 from federated_dask.client.progress import ProgressBars, wants_bars
 from federated_dask.client.run_record import RunRecord
-from federated_dask.errors import ConfigurationError, FederatedError
+from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
 from federated_dask.planner.plan import Plan, make_plan
@@ -110,6 +113,7 @@ class FederatedClient:
             token = address.token if token is None else token
             verify = address.verify if verify is True else verify
             address = address.addresses
+        _check_token(token)
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
         self._addresses = _named(address)
@@ -119,63 +123,87 @@ class FederatedClient:
         self._progress = wants_bars() if progress is None else progress
         self._table = operation_table()
         self._connections: dict[str, SiteConnection] = {}
-        self._facts: dict[str, SiteFacts] = {}
+        self._facts = _Facts(self)
         self._sites = Sites({})
         self._datasets = Datasets({})
         self._last_run: RunRecord | None = None
-        self._config: dask.config.set | None = None
-        self._previous: current.HasConnections | None = None
         if not asynchronous:
             loop.sync(self._connect())
 
     # Connecting
 
     async def _connect(self) -> FederatedClient:
-        sites = {}
+        try:
+            given, peers = await self._reach_all()
+        except BaseException:
+            # Nobody gets to close a client that could not be made.
+            await self._close()
+            raise
+        found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
+        self._facts.clear()
+        self._facts.update(
+            (name, _facts(site.description))
+            for name, (site, _) in found.items()
+            if site.description is not None
+        )
+        self._datasets = Datasets(
+            {
+                f"{name}/{summary.name}": summary
+                for name, (_, catalogue) in found.items()
+                for summary in catalogue.datasets
+            }
+        )
+        self._sites = Sites({name: site for name, (site, _) in found.items()})
+        return self
+
+    async def _reach_all(self) -> tuple[list[_Reached], list[_Reached]]:
         async with _first_error(), asyncio.TaskGroup() as group:
-            given = [
+            asked = [
                 group.create_task(self._reach(name, address, given=True))
                 for name, address in self._addresses
             ]
-        for site, catalogue in (task.result() for task in given):
-            self._add(sites, site, catalogue)
+        given = [task.result() for task in asked]
+        known = {site.name for site, _ in given}
         peers = {
             peer.name: peer.address
-            for site in list(sites.values())
+            for site, _ in given
             if site.description is not None
             for peer in site.description.peers
-            if peer.name not in sites
+            if peer.name not in known
         }
         async with asyncio.TaskGroup() as group:
             found = [group.create_task(self._reach_peer(*peer)) for peer in peers.items()]
-        for site, catalogue in (task.result() for task in found):
-            self._add(sites, site, catalogue)
-        self._sites = Sites(sites)
-        return self
+        return given, [task.result() for task in found]
 
-    async def _reach(
-        self, name: str | None, address: str, *, given: bool
-    ) -> tuple[Site, Catalogue]:
-        if name is None:
-            anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
-            name = (await anonymous.health()).get("site", "")
-        connection = self._make_connection(name, address, self._token_for(name, address, given))
-        description, catalogue = await asyncio.gather(
-            connection.describe_site(), connection.catalogue()
-        )
-        if description.name != name or name == HOME:
-            raise ConfigurationError(
-                f"The endpoint at {address} is the site {description.name!r}, not {name!r}.",
-                site=name,
-                hint="Check the addresses.",
+    async def _reach(self, name: str | None, address: str, *, given: bool) -> _Reached:
+        told = name if name is not None else await self._name_at(address)
+        connection = self._make_connection(told, address, self._token_for(told, address, given))
+        try:
+            description, catalogue = await asyncio.gather(
+                connection.describe_site(), connection.catalogue()
             )
-        self._connections[name] = connection
-        return Site(name, address, description), catalogue
+        except NotAuthenticated:
+            # No token fits where the name is wrong; then the name is what to tell of.
+            if name is not None:
+                _check_name(name, await self._name_at(address), address)
+            raise
+        _check_name(told, description.name, address)
+        self._connections[told] = connection
+        return Site(told, address, description), catalogue
 
-    async def _reach_peer(self, name: str, address: str) -> tuple[Site, Catalogue]:
+    async def _name_at(self, address: str) -> str:
+        anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
+        try:
+            return (await anonymous.health()).get("site", "")
+        finally:
+            await anonymous.close()
+
+    async def _reach_peer(self, name: str, address: str) -> _Reached:
+        address = address.rstrip("/")
         try:
             return await self._reach(name, address, given=False)
         except FederatedError as error:
+            self._connections.pop(name, None)
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
 
     def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
@@ -184,22 +212,13 @@ class FederatedClient:
     def _token_for(self, name: str, address: str, given: bool) -> str | None:
         if self._token is None or isinstance(self._token, str):
             return self._token
-        by_address = self._token.get(address)
+        by_address = {key.rstrip("/"): token for key, token in self._token.items()}.get(address)
         # A site says where its peers are; were tokens sent there by name, it
         # could have them sent anywhere.
         return self._token.get(name, by_address) if given else by_address
 
-    def _add(self, sites: dict[str, Site], site: Site, catalogue: Catalogue) -> None:
-        sites[site.name] = site
-        if site.description is None:
-            return
-        self._facts[site.name] = _facts(site.description)
-        known = dict(self._datasets)
-        known.update({f"{site.name}/{each.name}": each for each in catalogue.datasets})
-        self._datasets = Datasets(known)
-
     def connection_of(self, site: str) -> SiteConnection:
-        """Connection to a site.
+        """Give the connection to a site.
 
         Raises
         ------
@@ -267,15 +286,18 @@ class FederatedClient:
 
         Raises
         ------
+        ConfigurationError
+            If the name is not of the form ``site/dataset``.
         NotFound
             If there is no such site or dataset.
         DatasetUnreadable
             If the site cannot open it.
         """
+        address = f"fed://{self._qualified(name)}"
 
         def open_() -> xr.Dataset:
             return xr.open_dataset(
-                f"fed://{name}",
+                address,
                 engine="federated",
                 chunks=chunks,
                 drop_variables=drop_variables,
@@ -284,9 +306,20 @@ class FederatedClient:
 
         return asyncio.to_thread(open_) if self.asynchronous else open_()
 
+    def _qualified(self, name: str) -> str:
+        bare = str(name or "").removeprefix("fed://")
+        site, _, dataset = bare.partition("/")
+        if site and dataset and "/" not in dataset:
+            return bare
+        alike = [each for each in self._datasets if bare and each.endswith(f"/{bare}")]
+        raise ConfigurationError(
+            f"{name!r} is no name of a dataset.",
+            hint=f"Give its site as well: {' or '.join(map(repr, alike or ['north/a1b']))}.",
+        )
+
     # Computing
 
-    def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    def get(self, dsk: Any, keys: Any, timeout: float | None = None, **kwargs: Any) -> Any:
         """Compute keys of a graph: the scheduler that Dask calls.
 
         Parameters
@@ -295,6 +328,11 @@ class FederatedClient:
             The graph.
         keys : key or nested list of keys
             What to compute.
+        timeout : float, optional
+            Seconds that the compute may take, as in ``x.compute(timeout=60)``;
+            `compute_timeout` by default.
+        **kwargs : object
+            For Dask's threads, where the graph has no data of a site.
 
         Returns
         -------
@@ -304,13 +342,11 @@ class FederatedClient:
         wanted = keys if isinstance(keys, list) else [keys]
         if not has_site_data(dsk):
             return dask.threaded.get(dsk, keys, **kwargs)
-        plan = self._plan(dsk, wanted)
-        if self._progress:
-            with ProgressBars() as bars:
-                results = loop.sync(self._execute(plan, bars))
-        else:
-            results = loop.sync(self._execute(plan))
-        return _shaped(keys, results)
+        return _shaped(keys, self._run_plan(self._plan(dsk, wanted), timeout))
+
+    def _run_plan(self, plan: Plan, timeout: float | None) -> dict[Key, Any]:
+        with ProgressBars() if self._progress else contextlib.nullcontext() as bars:
+            return loop.sync(self._execute(plan, bars, timeout))
 
     def compute(self, collections: Any, *, sync: bool = False, timeout: float | None = None) -> Any:
         """Compute collections in the background.
@@ -318,9 +354,10 @@ class FederatedClient:
         Parameters
         ----------
         collections : dask collection, or list or tuple of them
-            What to compute.
+            What to compute; anything else is its own result, as in `dask.compute`.
         sync : bool, default False
-            Wait and return the results themselves.
+            Wait and return the results themselves; in asynchronous mode an
+            awaitable of them.
         timeout : float, optional
             Seconds that the compute may take; `compute_timeout` by default.
 
@@ -330,25 +367,40 @@ class FederatedClient:
             In the shape of `collections`; the results themselves with ``sync=True``.
         """
         several = isinstance(collections, list | tuple)
-        items = list(collections) if several else [collections]
-        found, repack = unpack_collections(*items)
-        expression = FinalizeCompute(collections_to_expr(found)).optimize()
-        keys = list(flatten(expression.__dask_keys__()))
-        if has_site_data(expression):
-            plan = self._plan(expression, keys)
-            run = loop.start(self._execute(plan, timeout=timeout))
-        else:
-            run = loop.start(asyncio.to_thread(_computed_here, expression, keys))
-        futures = [
-            FederatedFuture(_then(run, lambda results, i=i: repack([results[k] for k in keys])[i]))
-            for i in range(len(items))
-        ]
+        futures = self._start(list(collections) if several else [collections], timeout)
+        if sync and self.asynchronous:
+            return _gathered(futures, type(collections) if several else None)
         if sync:
-            results = [future.result() for future in futures]
+            try:
+                results = [future.result() for future in futures]
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
             return type(collections)(results) if several else results[0]
         return futures if several else futures[0]
 
-    def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:
+    def _start(self, items: list[Any], timeout: float | None) -> list[FederatedFuture]:
+        found, repack = unpack_collections(*items)
+        if not found:
+            return [FederatedFuture(future) for future in share(_finished(items), len(items))]
+        expression = FinalizeCompute(collections_to_expr(found)).optimize()
+        keys: list[Key] = list(flatten(expression.__dask_keys__()))
+        if has_site_data(expression):
+            run = loop.start(self._execute(self._plan(expression, keys), timeout=timeout))
+        else:
+            run = loop.start(asyncio.to_thread(_computed_here, expression, keys))
+        shares = share(run, len(items), lambda results: repack([results[key] for key in keys]))
+        return [FederatedFuture(future) for future in shares]
+
+    def persist(
+        self,
+        collections: Any,
+        *,
+        optimize_graph: bool = True,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Compute collections and leave the results where they are made.
 
         Parameters
@@ -358,32 +410,52 @@ class FederatedClient:
         optimize_graph : bool, default True
             For collections that have no data of a site; the plan is always
             optimised.
+        timeout : float, optional
+            Seconds that the compute may take; `compute_timeout` by default.
+        **kwargs : object
+            For Dask's threads, where there is no data of a site.
 
         Returns
         -------
         collection or list of collections
             Of the same kinds; chunks made at a site stay there under a lease
-            until nothing refers to them any more.
+            until nothing refers to them any more.  An awaitable of them in
+            asynchronous mode.
         """
         several = isinstance(collections, list | tuple)
         items = list(collections) if several else [collections]
-        persisted = self._persist(items, optimize_graph)
-        return persisted if several else persisted[0]
 
-    def _persist(self, items: list[Any], optimize_graph: bool) -> list[Any]:
-        expression = collections_to_expr(items, optimize_graph)
+        def persist() -> Any:
+            persisted = self._persist(items, optimize_graph, timeout, kwargs)
+            return persisted if several else persisted[0]
+
+        return asyncio.to_thread(persist) if self.asynchronous else persist()
+
+    def _persist(
+        self,
+        items: list[Any],
+        optimize_graph: bool,
+        timeout: float | None,
+        options: Mapping[str, Any],
+    ) -> list[Any]:
+        found, repack = unpack_collections(*items)
+        if not found:
+            return items
+        expression = collections_to_expr(found, optimize_graph)
         if not has_site_data(expression):
-            # Not `self.get`: Dask would find `persist` beside it and come back here.
-            plain: Callable[..., Any] = lambda dsk, keys, **kw: dask.threaded.get(dsk, keys, **kw)
-            return list(dask.persist(*items, optimize_graph=optimize_graph, scheduler=plain))
-        keys = list(flatten([item.__dask_keys__() for item in items]))
-        results = loop.sync(self._execute(self._plan(expression, keys, hold=True)))
+            return list(
+                dask.base.persist(
+                    *items, optimize_graph=optimize_graph, scheduler=dask.threaded.get, **options
+                )
+            )
+        keys: list[Key] = list(flatten([each.__dask_keys__() for each in found]))
+        results = self._run_plan(self._plan(expression, keys, hold=True), timeout)
         rebuilt = []
-        for item in items:
-            rebuild, state = item.__dask_postpersist__()
-            own = flatten(item.__dask_keys__())
+        for each in found:
+            rebuild, state = each.__dask_postpersist__()
+            own = flatten(each.__dask_keys__())
             rebuilt.append(rebuild({key: _node(key, results[key]) for key in own}, *state))
-        return rebuilt
+        return list(repack(rebuilt))
 
     def explain(self, collections: Any) -> Explanation:
         """Show the plan of a compute without running it.
@@ -401,6 +473,11 @@ class FederatedClient:
         """
         items = list(collections) if isinstance(collections, list | tuple) else [collections]
         found, _ = unpack_collections(*items)
+        if not found:
+            raise ConfigurationError(
+                "There is nothing to compute in what was given.",
+                hint="Give lazy objects, before .compute().",
+            )
         expression = FinalizeCompute(collections_to_expr(found)).optimize()
         return Explanation(self._plan(expression, list(flatten(expression.__dask_keys__()))))
 
@@ -422,33 +499,41 @@ class FederatedClient:
 
     def as_current(self) -> FederatedClient:
         """Make this client Dask's scheduler, until it is closed or another takes over."""
-        if self._config is None:
-            # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
-            self._config = dask.config.set({"scheduler": self.get, "array.rechunk.method": "tasks"})
-            self._previous = current.get_current()
-            current.set_current(self)
+        with _life:
+            if not _entered or _entered[-1].client is not self:
+                _entered.append(_Entered(self, current.get_current()))
+                current.set_current(self)
         return self
 
     def close(self) -> Any:
-        """Close the connections and stop being Dask's scheduler."""
-        if self._config is not None:
-            self._config.__exit__(None, None, None)
-            self._config = None
-            if current.get_current() is self:
-                current.set_current(self._previous)
+        """Close the connections and stop being Dask's scheduler.
+
+        An awaitable in asynchronous mode.
+        """
+        self._leave()
         return self._run(self._close())
+
+    def _leave(self) -> None:
+        with _life:
+            for entry in _entered:
+                entry.over = entry.over or entry.client is self
+            # Clients may be closed in any order; what was set last is undone first.
+            while _entered and _entered[-1].over:
+                _entered.pop().undo()
+            if current.get_current() is self:
+                current.set_current(_entered[-1].client if _entered else None)
 
     async def _close(self) -> None:
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
 
-    @overload
-    def _run(self: FederatedClient, coroutine: Coroutine[Any, Any, T]) -> T: ...
-    @overload
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Any: ...
-    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         return coroutine if self.asynchronous else loop.sync(coroutine)
 
     def __enter__(self) -> FederatedClient:
+        if self.asynchronous:
+            raise ConfigurationError(
+                "This client is asynchronous.", hint="Use `async with FederatedClient(...)`."
+            )
         return self.as_current()
 
     def __exit__(
@@ -463,7 +548,8 @@ class FederatedClient:
         return self._connect().__await__()
 
     async def __aenter__(self) -> FederatedClient:
-        await self._connect()
+        if not self._connections:
+            await self._connect()
         return self.as_current()
 
     async def __aexit__(
@@ -472,7 +558,8 @@ class FederatedClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        self._leave()
+        await self._close()
 
     def __repr__(self) -> str:
         return f"<FederatedClient: {len(self._connections)} sites, {len(self._datasets)} datasets>"
@@ -484,19 +571,119 @@ class FederatedClient:
         )
 
 
+_Reached: TypeAlias = tuple[Site, Catalogue]
+
+
+class _Facts(dict[str, SiteFacts]):
+    """What sites announced; asked for a site that is not there, it says why."""
+
+    def __init__(self, client: FederatedClient) -> None:
+        super().__init__()
+        self._client = client
+
+    def __missing__(self, site: str) -> SiteFacts:
+        raise _unusable(self._client, site)
+
+
+def _unusable(client: FederatedClient, site: str) -> FederatedError:
+    try:
+        client.connection_of(site)
+    except FederatedError as error:
+        return error
+    return ConfigurationError(
+        "The client did not ask the site what it can do.", site=site, hint="Call fed.refresh()."
+    )
+
+
+class _Scheduler:
+    """What Dask calls in place of a scheduler function; it looks for ``persist`` beside it."""
+
+    def __init__(self, client: FederatedClient) -> None:
+        self._client = client
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        return self._client.get(dsk, keys, **kwargs)
+
+    def persist(
+        self,
+        collections: Any,
+        *,
+        optimize_graph: bool = True,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Persist collections, waiting even in asynchronous mode: Dask does not await it."""
+        return self._client._persist(list(collections), optimize_graph, timeout, kwargs)
+
+
+class _Entered:
+    """One time that a client became Dask's scheduler, and how to undo it."""
+
+    def __init__(self, client: FederatedClient, previous: current.HasConnections | None) -> None:
+        self.client = client
+        self.previous = previous
+        self.over = False
+        # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
+        self.config = dask.config.set(
+            {"scheduler": _Scheduler(client), "array.rechunk.method": "tasks"}
+        )
+
+    def undo(self) -> None:
+        """Be the scheduler no longer."""
+        self.config.__exit__(None, None, None)
+        if current.get_current() is self.client:
+            current.set_current(self.previous)
+
+
+_life = threading.RLock()
+_entered: list[_Entered] = []
+"""Clients that are or were Dask's scheduler, the latest last."""
+
+
 def _named(
     address: str | Sequence[str] | Mapping[str, str],
 ) -> list[tuple[str | None, str]]:
-    if isinstance(address, str):
-        return [(None, address.rstrip("/"))]
     if isinstance(address, Mapping):
-        return [(name, each.rstrip("/")) for name, each in address.items()]
-    addresses: list[tuple[str | None, str]] = [(None, each.rstrip("/")) for each in address]
-    if not addresses:
+        found: list[tuple[Any, Any]] = list(address.items())
+    elif isinstance(address, list | tuple | set | frozenset):
+        found = [(None, each) for each in address]
+    else:
+        found = [(None, address)]
+    for name, each in found:
+        if not isinstance(each, str) or not isinstance(name, str | None):
+            raise ConfigurationError(
+                f"{each!r} is no address of a site.",
+                hint="Give https://host:port, a list of such, or a dict of site names to them.",
+            )
+    if not found:
         raise ConfigurationError(
             "There is no address to connect to.", hint="Give the address of at least one site."
         )
-    return addresses
+    return [(name, each.rstrip("/")) for name, each in found]
+
+
+def _check_token(token: object) -> None:
+    texts = token.items() if isinstance(token, Mapping) else [("", token)]
+    if token is not None and not all(isinstance(part, str) for pair in texts for part in pair):
+        # What was given may be a secret, so it is not shown.
+        raise ConfigurationError(
+            f"The token is no text but of type {type(token).__name__}.",
+            hint="Give one token as text, or a dict of site names or addresses to tokens.",
+        )
+
+
+def _check_name(expected: str, found: str, address: str) -> None:
+    if found != expected:
+        raise ConfigurationError(
+            f"The endpoint at {address} is the site {found!r}, not {expected!r}.",
+            site=expected,
+            hint="Check the addresses.",
+        )
+    if found == HOME or not found:
+        raise ConfigurationError(
+            f"The endpoint at {address} calls itself {found!r}, which is no name of a site.",
+            hint="Tell its operator.",
+        )
 
 
 def _facts(description: SiteDescription) -> SiteFacts:
@@ -522,30 +709,24 @@ class _first_error:  # noqa: N801
         return False
 
 
-def _computed_here(expression: Any, keys: list[Key]) -> dict[Key, Any]:
+def _computed_here(expression: Any, keys: list[Any]) -> dict[Key, Any]:
     return dict(zip(keys, dask.threaded.get(expression, keys), strict=True))
 
 
-def _then(
-    run: concurrent.futures.Future[Any], function: Callable[[Any], Any]
-) -> concurrent.futures.Future[Any]:
-    """Make a future of what `function` makes of another's result; cancelling reaches both."""
+def _finished(result: Any) -> concurrent.futures.Future[Any]:
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-    def settle(done: concurrent.futures.Future[Any]) -> None:
-        if future.cancelled():
-            return
-        if done.cancelled():
-            future.cancel()
-            future.set_running_or_notify_cancel()
-        elif (error := done.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(function(done.result()))
-
-    run.add_done_callback(settle)
-    future.add_done_callback(lambda done: run.cancel() if done.cancelled() else None)
+    future.set_result(result)
     return future
+
+
+async def _gathered(futures: list[FederatedFuture], container: type | None) -> Any:
+    try:
+        results = [await future for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    return results[0] if container is None else container(results)
 
 
 def _node(key: Key, value: Any) -> Any:

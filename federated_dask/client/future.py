@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from federated_dask.errors import Reason, SiteUnavailable
 
-__all__ = ["FederatedFuture"]
+__all__ = ["FederatedFuture", "share"]
 
 
 class FederatedFuture:
@@ -66,7 +66,11 @@ class FederatedFuture:
             raise _late(timeout) from None
 
     def cancel(self) -> None:
-        """Stop the compute, at the sites too."""
+        """Stop the compute, at the sites too.
+
+        Futures made in one call are one compute, which stops when all of them
+        are cancelled.
+        """
         self._future.cancel()
 
     def add_done_callback(self, function: Callable[[FederatedFuture], object]) -> None:
@@ -78,6 +82,65 @@ class FederatedFuture:
 
     def __repr__(self) -> str:
         return f"<FederatedFuture: {self.status}>"
+
+
+def share(
+    run: concurrent.futures.Future[Any],
+    count: int,
+    unpack: Callable[[Any], Sequence[Any]] = list,
+) -> list[concurrent.futures.Future[Any]]:
+    """Make a future of each part of another future's result.
+
+    Parameters
+    ----------
+    run : Future
+        The whole.  It is cancelled when all parts are.
+    count : int
+        How many parts there are.
+    unpack : callable, optional
+        From its result to the parts.
+
+    Examples
+    --------
+    >>> whole = concurrent.futures.Future()
+    >>> first, second = share(whole, 2)
+    >>> whole.set_result([1, 2])
+    >>> first.result(), second.result()
+    (1, 2)
+    """
+    parts: list[concurrent.futures.Future[Any]] = [
+        concurrent.futures.Future() for _ in range(count)
+    ]
+
+    def settle(done: concurrent.futures.Future[Any]) -> None:
+        values: Sequence[Any] = ()
+        error: BaseException | None = None
+        if not done.cancelled():
+            error = done.exception()
+        if error is None and not done.cancelled():
+            try:
+                values = unpack(done.result())
+            except Exception as broken:
+                # Whatever it was, nobody may wait for it for ever.
+                error = broken
+        for number, part in enumerate(parts):
+            if done.cancelled():
+                part.cancel()
+            if not part.set_running_or_notify_cancel():
+                continue
+            if error is not None:
+                part.set_exception(error)
+            else:
+                part.set_result(values[number])
+
+    def stop(_: concurrent.futures.Future[Any]) -> None:
+        if all(part.cancelled() for part in parts):
+            run.cancel()
+
+    for part in parts:
+        part.add_done_callback(stop)
+    run.add_done_callback(settle)
+    return parts
 
 
 def _late(timeout: float | None) -> SiteUnavailable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from typing import Any
 
@@ -31,11 +32,10 @@ class Lease:
 
 
 def _release_later(connection: SiteConnection, name: str) -> None:
-    # Finalizers run anywhere, so they must not wait.
-    try:
+    # Finalizers run anywhere, so they must not wait.  Where the process is ending, the
+    # lease ends by itself at the site.
+    with contextlib.suppress(RuntimeError):
         loop.start(_release(connection, name))
-    except RuntimeError:
-        pass  # The process is ending; the lease ends by itself at the site.
 
 
 async def _release(connection: SiteConnection, name: str) -> None:

@@ -29,6 +29,7 @@ class ProgressBars:
         self._lock = threading.Lock()
         self._counts: dict[str, tuple[int, int]] = {}
         self._bars: Progress | None = None
+        self._over = False
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -40,6 +41,8 @@ class ProgressBars:
         traceback: TracebackType | None,
     ) -> None:
         with self._lock:
+            # Tasks at home may still end after their compute was given up.
+            self._over = True
             if self._bars is not None:
                 self._bars.stop()
 
@@ -47,6 +50,8 @@ class ProgressBars:
         """Show that `done` of `total` tasks at a place are done."""
         with self._lock:
             self._counts[place] = (done, total)
+            if self._over:
+                return
             if self._bars is None:
                 if time.monotonic() - self._started < QUIET_SECONDS:
                     return

@@ -137,10 +137,11 @@ async def _send(
                     data=data,
                     allow_redirects=False,
                 )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError):
-                # The site had closed the idle socket that was used again.  A job whose request
-                # broke is cancelled by its site, so it may be sent once more as well.
-                if attempt == ATTEMPTS - 1:
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                # Mostly the site had closed the idle socket that was used again.  A job whose
+                # request broke is cancelled by its site, so it may be sent once more as well.
+                never_connected = isinstance(error, aiohttp.ClientConnectorError)
+                if never_connected or attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 

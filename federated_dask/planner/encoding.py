@@ -119,11 +119,15 @@ def _groups(
     for position in tasks:
         task = graph.tasks[position]
         assert task.program is not None  # noqa: S101
-        level = max((levels[below] + 1 for below in task.dependencies if below in levels), default=0)
+        level = max(
+            (levels[below] + 1 for below in task.dependencies if below in levels), default=0
+        )
         levels[position] = level
         template = templates.setdefault(task.program.template, len(templates))
         groups.setdefault((level, template), []).append(position)
-    return list(templates), [(template, groups[level, template]) for level, template in sorted(groups)]
+    return list(templates), [
+        (template, groups[level, template]) for level, template in sorted(groups)
+    ]
 
 
 def _block(
@@ -141,4 +145,6 @@ def _block(
     resolved[of_tasks] = numbers[references[of_tasks]]
     resolved[~of_tasks] = leaf_numbers[-1 - references[~of_tasks]]
     columns = (*resolved.T, *integers.T)
-    return wire.Block(template, len(members), tuple(wire.encode_column(column) for column in columns))
+    return wire.Block(
+        template, len(members), tuple(wire.encode_column(column) for column in columns)
+    )

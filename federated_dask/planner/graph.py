@@ -43,7 +43,16 @@ from federated_dask.planner.sources import HeldReference, SourceReference, Store
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.operations import OperationTable
 
-__all__ = ["Key", "Leaf", "PlanGraph", "PlanTask", "aggregate_node", "has_site_data", "home_graph", "lower"]
+__all__ = [
+    "Key",
+    "Leaf",
+    "PlanGraph",
+    "PlanTask",
+    "aggregate_node",
+    "has_site_data",
+    "home_graph",
+    "lower",
+]
 
 Key: TypeAlias = Hashable
 Leaf: TypeAlias = SourceReference | HeldReference | Any
@@ -162,7 +171,7 @@ def lower(expression: Any, keys: Iterable[Key], table: OperationTable) -> PlanGr
             for name, layer in graph.layers.items()
             if layer.collection_annotations
         }
-        graph = optimize_blockwise(graph, keys=[*wanted, *_meeting_points(graph)])
+        graph = optimize_blockwise(graph, keys=[*wanted, *_meeting_points(graph, table)])
         nodes = convert_legacy_graph(ensure_dict(graph.cull(set(wanted))))
     return _Lowering(nodes, hints, table).run(wanted)
 
@@ -191,11 +200,12 @@ def _low_level(expression: Any) -> Mapping[Key, Any]:
     return graph
 
 
-def _meeting_points(graph: HighLevelGraph) -> set[Hashable]:
+def _meeting_points(graph: HighLevelGraph, table: OperationTable) -> set[Hashable]:
     """Name the layers that must not be fused into the layer that follows.
 
     These are the inputs of blockwise layers whose inputs come from different
-    sets of sites.
+    sets of sites, or that call what is not in the table and so run at home: a
+    task fused of both could not run at the data.
     """
     sites: dict[Hashable, frozenset[str]] = {}
     for name in graph._toposort_layers():
@@ -208,9 +218,20 @@ def _meeting_points(graph: HighLevelGraph) -> set[Hashable]:
     for name, layer in graph.layers.items():
         if isinstance(layer, Blockwise):
             inputs = {below: sites[below] for below in graph.dependencies[name] if sites[below]}
-            if len(set(inputs.values())) > 1:
+            if len(set(inputs.values())) > 1 or inputs and _is_foreign(layer, table):
                 kept.update(inputs)
     return kept
+
+
+def _is_foreign(layer: Blockwise, table: OperationTable) -> bool:
+    """Say whether what a layer calls is not in the table."""
+    if not isinstance(layer.task, Task):
+        return True
+    try:
+        ProgramMaker(table, lambda _: 0, []).make(layer.task)
+    except Foreign:
+        return True
+    return False
 
 
 def _sources_of_layer(layer: Any) -> list[SourceReference | HeldReference]:
@@ -334,7 +355,10 @@ class _Lowering:
             self.position[key] = self.maker.leaf(node.value)
             return
         task = PlanTask(key, _label(key), (), None, blocker or "data of the researcher", node)
-        task.shape, task.dtype = getattr(node.value, "shape", None), getattr(node.value, "dtype", None)
+        task.shape, task.dtype = (
+            getattr(node.value, "shape", None),
+            getattr(node.value, "dtype", None),
+        )
         self.append(task)
 
     def add_held(self, key: Key, node: GraphNode, reference: HeldReference) -> None:

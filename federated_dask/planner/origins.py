@@ -35,8 +35,19 @@ class Availability:
         return task.program is not None and not self.lacking(task, site)
 
 
-def origins(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> list[frozenset[str]]:
+def origins(
+    graph: PlanGraph, facts: Mapping[str, SiteFacts], prefer: str | None = None
+) -> list[frozenset[str]]:
     """Name, for every task, the places from which its inputs come.
+
+    Parameters
+    ----------
+    graph : PlanGraph
+        In topological order.
+    facts : mapping of str to SiteFacts
+        The sites.
+    prefer : str, optional
+        A site that counts as the origin of what has none.
 
     Returns
     -------
@@ -60,6 +71,8 @@ def origins(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> list[frozenset[
             places = below[0]
         else:
             places = frozenset(own).union(*below)
+        if not places and prefer is not None:
+            places = frozenset({prefer})
         if len(places) == 1 and places != AT_HOME:
             (site,) = places
             if not available.can_run(task, site):

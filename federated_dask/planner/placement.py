@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from federated_dask.planner.graph import PlanGraph
 from federated_dask.planner.origins import Availability, origins
+from federated_dask.planner.sizes import read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
 __all__ = ["Placement", "place"]
@@ -33,7 +34,10 @@ class Placement:
 
 
 def place(
-    graph: PlanGraph, sizes: list[int], facts: Mapping[str, SiteFacts]
+    graph: PlanGraph,
+    sizes: list[int],
+    facts: Mapping[str, SiteFacts],
+    prefer: str | None = None,
 ) -> Placement:
     """Place every task.
 
@@ -45,22 +49,29 @@ def place(
         Estimated bytes of every task's result.
     facts : mapping of str to SiteFacts
         The sites.
+    prefer : str, optional
+        A site that runs whatever it can, whatever that moves.
 
     Returns
     -------
     Placement
     """
-    return _Placer(graph, sizes, facts).run()
+    return _Placer(graph, sizes, facts, prefer).run()
 
 
 class _Placer:
     def __init__(
-        self, graph: PlanGraph, sizes: list[int], facts: Mapping[str, SiteFacts]
+        self,
+        graph: PlanGraph,
+        sizes: list[int],
+        facts: Mapping[str, SiteFacts],
+        prefer: str | None,
     ) -> None:
         self.graph = graph
         self.sizes = sizes
         self.available = Availability(facts)
-        self.origins = origins(graph, facts)
+        self.prefer = prefer
+        self.origins = origins(graph, facts, prefer)
         self.places: list[str | None] = []
         self.stages: list[int] = []
         self.reasons: dict[int, str] = {}
@@ -90,15 +101,16 @@ class _Placer:
 
     def choose_among(self, position: int) -> str:
         task = self.graph.tasks[position]
-        places = {
-            place for below in task.dependencies if (place := self.places[below]) is not None
-        }
+        places = {place for below in task.dependencies if (place := self.places[below]) is not None}
         places.update(source.site for source in task.sources)
         sites = places - {HOME}
         if len(sites) == 1:
             (site,) = sites
-            cost = self.bytes_brought(position, site), self.bytes_brought(position, HOME)
-            if self.available.can_run(task, site) and cost[0] < cost[1]:
+            # At home it would read what is stored at the site chunk by chunk.
+            at_home = self.bytes_brought(position, HOME) + read_bytes(task, self.graph)
+            cost = self.bytes_brought(position, site), at_home
+            cheaper = cost[0] < cost[1] or site == self.prefer
+            if self.available.can_run(task, site) and cheaper:
                 return site
             self.reasons[position] = "bringing its inputs home moves fewer bytes"
         elif sites:

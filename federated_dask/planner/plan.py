@@ -93,7 +93,20 @@ class Plan:
     def read_bytes(self, site: str | None = None) -> int:
         """Bytes, decoded, that are read from storage: at one site, or in all."""
         jobs = [job for stage in self.jobs for job in stage if site in (None, job.site)]
-        return sum(read_bytes(self.graph.tasks[p], self.graph) for job in jobs for p in job.tasks)
+        there = sum(read_bytes(self.graph.tasks[p], self.graph) for job in jobs for p in job.tasks)
+        read_from_home = self.read_from_home()
+        return there + sum(
+            size for place_, size in read_from_home.items() if site in (None, place_)
+        )
+
+    def read_from_home(self) -> dict[str, int]:
+        """Bytes, decoded, of stored variables that tasks at home read from each site."""
+        sizes: Counter[str] = Counter()
+        for position in (p for stage in self.home for p in stage):
+            task = self.graph.tasks[position]
+            for source in task.sources[:1]:
+                sizes[source.site] += read_bytes(task, self.graph)
+        return dict(sizes)
 
     def predicted_links(self) -> dict[tuple[str, str], int]:
         """Bytes predicted to cross each link: (from, to) to bytes.
@@ -106,6 +119,8 @@ class Plan:
             for job in stage:
                 links[HOME, job.site] += self._upload_bytes(job)
                 links[job.site, HOME] += sum(self.sizes[p] for p in job.released)
+        for site, size in self.read_from_home().items():
+            links[site, HOME] += size
         return dict(links)
 
     def _upload_bytes(self, job: Job) -> int:
@@ -161,6 +176,7 @@ def make_plan(
     table: OperationTable,
     *,
     hold: bool = False,
+    prefer: str | None = None,
 ) -> Plan:
     """Plan a compute.
 
@@ -176,6 +192,8 @@ def make_plan(
         Operations of this process.
     hold : bool, default False
         Leave requested results that lie at a site there (``persist``).
+    prefer : str, optional
+        A site that runs whatever it can; to test that it can.
 
     Returns
     -------
@@ -189,7 +207,7 @@ def make_plan(
     """
     graph = split_reductions(lower(expression, keys, table), facts)
     sizes = estimate_sizes(graph)
-    placement = place(graph, sizes, facts)
+    placement = place(graph, sizes, facts, prefer)
     stages = 1 + max(placement.stages, default=0)
     plan = Plan(
         graph,
@@ -250,9 +268,7 @@ def _with_free(plan: Plan, tasks: list[int]) -> list[int]:
     return sorted(needed)
 
 
-def _connect(
-    plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own: set[int]
-) -> None:
+def _connect(plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own: set[int]) -> None:
     """Note what a share needs from other shares, here and there."""
     needed = {below for p in share.tasks for below in plan.graph.tasks[p].dependencies} - own
     for below in sorted(needed):
@@ -281,19 +297,24 @@ def _check_egress(plan: Plan) -> None:
                     leaving[dataset] += plan.sizes[position]
                     if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:
                         largest[dataset] = position
+    for position in (p for stage in plan.home for p in stage):
+        task = plan.graph.tasks[position]
+        if task.sources:
+            for dataset in datasets[position]:
+                leaving[dataset] += read_bytes(task, plan.graph)
+                largest[dataset] = position
     for dataset, size in leaving.items():
         if dataset.egress_limit is not None and size > dataset.egress_limit:
             raise _export_error(plan, dataset, size, largest[dataset])
 
 
-def _export_error(
-    plan: Plan, dataset: Dataset, size: int, position: int
-) -> NotPermitted:
+def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> NotPermitted:
     site, name, limit = dataset
     users = [
         other
         for other, task in enumerate(plan.graph.tasks)
-        if position in task.dependencies and plan.placement.places[other] == HOME
+        if (position in task.dependencies or position == other)
+        and plan.placement.places[other] == HOME
     ]
     why = [plan.placement.reasons[other] for other in users if other in plan.placement.reasons]
     because = f" They would be needed at home because {why[0]}." if why else ""

@@ -28,10 +28,18 @@ from dask._task_spec import (
 from dask.utils import apply, funcname
 from toolz.functoolz import Compose, curry
 
+from federated_dask.errors import FederatedError
 from federated_dask.planner.sources import HeldReference, SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import encode_dtype
+from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.rules import (
+    TemplateFacts,
+    check_bound_value,
+    check_template,
+    check_value,
+)
 from federated_dask.protocol.values import encode_value
 
 __all__ = ["Foreign", "Program", "ProgramMaker", "describe_callable"]
@@ -93,6 +101,8 @@ class ProgramMaker:
         # by identity, with the object kept alive beside what was made of it.
         self._functions: dict[int, tuple[object, wire.Node, tuple[int, ...]]] = {}
         self._checked: dict[int, tuple[object, str | None]] = {}
+        self._templates: dict[wire.Template, tuple[wire.Template, TemplateFacts | str]] = {}
+        self._bound: dict[int, str | None] = {}
 
     def make(self, node: GraphNode) -> Program:
         """Make the program of one task.
@@ -109,7 +119,48 @@ class ProgramMaker:
             steps = self.subgraph(node, holes)
         else:
             steps = (self.call(node, holes),)
-        return Program(wire.Template(steps), tuple(holes.references), tuple(holes.integers))
+        template, facts = self.template(steps)
+        self.check_references(holes.references, facts)
+        return Program(template, tuple(holes.references), tuple(holes.integers))
+
+    def template(self, steps: tuple[wire.Node, ...]) -> tuple[wire.Template, TemplateFacts]:
+        """Give the one template of these steps, checked as a site will check it."""
+        template = wire.Template(steps)
+        known = self._templates.get(template)
+        if known is None:
+            facts: TemplateFacts | str
+            try:
+                facts = check_template(template, self.table, set(), Limits().nodes)
+            except FederatedError as error:
+                facts = error.message
+            known = self._templates[template] = (template, facts)
+        if isinstance(known[1], str):
+            raise Foreign(known[1])
+        return known[0], known[1]
+
+    def check_references(self, references: list[int], facts: TemplateFacts) -> None:
+        """Raise `Foreign` where an operand stands in a hole that a site keeps for others."""
+        for position in facts.bound:
+            blocker = self.bound_blocker(references[position])
+            if blocker is not None:
+                raise Foreign(blocker)
+        for position, operand in enumerate(references):
+            if operand < 0 and position not in facts.reads and self.is_source(operand):
+                raise Foreign("it uses a stored variable otherwise than by reading from it")
+
+    def is_source(self, operand: int) -> bool:
+        return isinstance(self.leaves[-1 - operand], SourceReference)
+
+    def bound_blocker(self, operand: int) -> str | None:
+        if operand >= 0:
+            return "it computes what an operation that reaches functions by name is given"
+        if operand not in self._bound:
+            try:
+                check_bound_value(encode_value(self.leaves[-1 - operand], [], self.table))
+                self._bound[operand] = None
+            except (FederatedError, TypeError) as error:
+                self._bound[operand] = str(error)
+        return self._bound[operand]
 
     def leaf(self, value: Any) -> int:
         """Operand number of a leaf; equal references and the same constant share one."""
@@ -129,8 +180,10 @@ class ProgramMaker:
             if isinstance(value, np.ndarray) and not value.dtype.hasobject:
                 encode_dtype(value.dtype)
             else:
-                encode_value(value, [], self.table)
+                check_value(encode_value(value, [], self.table), self.table)
             blocker = None
+        except FederatedError as error:
+            blocker = error.message
         except (TypeError, ValueError) as error:
             blocker = str(error)
         self._checked[id(value)] = (value, blocker)
@@ -286,7 +339,7 @@ class ProgramMaker:
             return wire.EllipsisNode()
         if isinstance(value, np.generic) and not value.dtype.hasobject:
             dtype = encode_dtype(value.dtype)
-            if isinstance(dtype, str):
+            if isinstance(dtype, str) and value.dtype.itemsize:
                 return wire.Scalar(dtype, value.tobytes())
         elif isinstance(value, np.dtype):
             try:

@@ -67,12 +67,24 @@ COMBINE = {
     _REDUCTIONS + "moment_agg": _REDUCTIONS + "moment_combine",
     _REDUCTIONS + "arg_agg": _REDUCTIONS + "arg_combine",
     _REDUCTIONS + "nanarg_agg": _REDUCTIONS + "arg_combine",
-    "flox.dask._aggregate": "flox.dask._simple_combine",
 }
 """Aggregating operation to the operation that combines for it."""
 
-ORDERED = frozenset({_REDUCTIONS + "arg_agg", _REDUCTIONS + "nanarg_agg"})
+CONCATENATE = "dask.array.core._concatenate2"
+FLOX_AGGREGATE = "flox.dask._aggregate"
+FLOX_COMBINE = frozenset({"flox.dask._grouped_combine", "flox.dask._simple_combine"})
+COMBINING = ITSELF | frozenset(COMBINE.values()) | FLOX_COMBINE
+
+ORDERED = frozenset(
+    {_REDUCTIONS + "arg_agg", _REDUCTIONS + "nanarg_agg", _REDUCTIONS + "arg_combine"}
+)
 """Reductions that must combine neighbours only."""
+
+FLOX_UNORDERED = frozenset(
+    "all any count max mean min prod std sum var nanall nanany nancount nanlen nanmax nanmean "
+    "nanmin nanprod nanstd nansum nanvar".split()
+)
+"""Aggregations of flox that may combine their inputs in any order; not so `first` or `argmax`."""
 
 COPIED = {
     _REDUCTIONS + "mean_combine": ("sum", "numel"),
@@ -124,15 +136,14 @@ class _Splitter:
         node = self.nodes[position]
         if node is None or position in self.absorbed:
             return
-        combining = COMBINE.get(node.operation, node.operation)
-        if combining not in ITSELF and combining not in COMBINE.values():
+        combining = _combining(node)
+        if combining is None:
             return
         inputs = self.flatten(node, combining)
         combine = self.combine_function(node, combining, inputs)
         if combine is None:
             return
-        ordered = node.operation in ORDERED or combining in map(COMBINE.get, ORDERED)
-        runs = _runs(inputs, self.sites, ordered)
+        runs = _runs(inputs, self.sites, self.is_ordered(node))
         if len(runs) == len(node.inputs) and inputs == list(node.inputs):
             return
         partials = []
@@ -142,6 +153,12 @@ class _Splitter:
             else:
                 partials.extend(run)
         self.replace_inputs(position, node, partials)
+
+    def is_ordered(self, node: TreeNode) -> bool:
+        if not node.operation.startswith("flox."):
+            return node.operation in ORDERED
+        aggregation = _bound_leaf(node, "agg", self.graph)
+        return getattr(aggregation, "name", None) not in FLOX_UNORDERED
 
     def flatten(self, node: TreeNode, combining: str) -> list[int]:
         """Inputs of a node, with combine nodes that mix sites replaced by their own inputs."""
@@ -257,6 +274,35 @@ class _Splitter:
             node=aggregate_node(task, keys, node.depth),
         )
         self.changed = True
+
+
+def _combining(node: TreeNode) -> str | None:
+    """Operation that combines partials of a tree, or None where it cannot be split."""
+    if node.operation == FLOX_AGGREGATE:
+        combine = keyword(node.function, "combine")
+        found = None if combine is None else operation_name(combine)
+    else:
+        found = COMBINE.get(node.operation, node.operation)
+    if found in ITSELF and CONCATENATE not in uses(node.function):
+        # Over a bare list it reduces the list, which is no axis of the chunks.
+        return None
+    return found if found in COMBINING else None
+
+
+def _bound_leaf(node: TreeNode, name: str, graph: PlanGraph) -> object:
+    """The constant that a callable holds as a keyword, or None."""
+    holes = iter(node.bound)
+    function: wire.Node = node.function
+    while isinstance(function, wire.Partial):
+        inner = count_references(function.function)
+        list(itertools.islice(holes, inner + sum(map(count_references, function.arguments))))
+        for key, value in function.keywords:
+            found = tuple(itertools.islice(holes, count_references(value)))
+            if key == name and len(found) == 1 and found[0] < 0:
+                return graph.leaves[-1 - found[0]]
+        holes = iter(node.bound[:inner])
+        function = function.function
+    return None
 
 
 def _runs(inputs: Sequence[int], sites: Sequence[frozenset[str]], ordered: bool) -> list[list[int]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from federated_dask.planner.graph import PlanGraph, PlanTask
-from federated_dask.planner.nodes import keyword, last_call, operation_name, tree_node
+from federated_dask.planner.nodes import keyword, last_call, operation_name, tree_node, uses
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
@@ -61,7 +61,7 @@ def _estimate(task: PlanTask, graph: PlanGraph, sizes: Sequence[int]) -> int:
         node = tree_node(task.program)
         if node is not None and keyword(call.function, "keepdims") is True:
             return max(inputs)
-        if name == FLOX_CHUNK:
+        if FLOX_CHUNK in uses(call.function):
             return _flox_chunk(task, call, graph)
     if task.shape is None:
         return sum(inputs)
@@ -96,19 +96,29 @@ def _flox_chunk(task: PlanTask, call: wire.Call, graph: PlanGraph) -> int:
     assert task.program is not None  # noqa: S101
     if task.shape is None:
         return 0
-    axes = _integers(keyword(call, "axis"))
+    inner = _applied_first(call.function)
+    axes = _integers(keyword(inner, "axis"))
     kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in axes)
     groups = task.shape[axes[0]] if axes else 1
     references = iter(task.program.references)
     for part in wire.walk(call.function):
         if isinstance(part, wire.Reference):
-            leaf: Any = graph.leaves[-1 - next(references)]
+            operand = next(references)
+            leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
             if hasattr(leaf, "__len__"):
                 groups = len(leaf)
-    dtypes = keyword(call.function, "dtype")
+    dtypes = keyword(inner, "dtype")
     items = dtypes.items if isinstance(dtypes, wire.Tuple) else (dtypes,)
-    itemsizes = [decode_dtype(item.dtype).itemsize for item in items if isinstance(item, wire.DataType)]
+    itemsizes = [
+        decode_dtype(item.dtype).itemsize for item in items if isinstance(item, wire.DataType)
+    ]
     return kept * groups * (sum(itemsizes) or OBJECT_ITEMSIZE)
+
+
+def _applied_first(function: wire.Node) -> wire.Node:
+    while isinstance(function, wire.Compose) and function.functions:
+        function = function.functions[-1]
+    return function
 
 
 def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
@@ -117,11 +127,13 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
     Returns
     -------
     int
-        0 where the task reads nothing.
+        0 where the task reads nothing; the whole variables where it does not say what.
     """
     program = task.program
-    if not task.sources or program is None:
+    if not task.sources:
         return 0
+    if program is None:
+        return sum(_stored_bytes(source, graph) for source in task.sources)
     total = references = integers = 0
     for step in program.template.steps:
         for node in wire.walk(step):
@@ -139,6 +151,12 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
                     lengths = _lengths(node.arguments[1], stored.shape, numbers)
                     total += math.prod(lengths) * stored.dtype.itemsize
     return total
+
+
+def _stored_bytes(source: SourceReference, graph: PlanGraph) -> int:
+    stored = graph.stored[source]
+    itemsize = OBJECT_ITEMSIZE if stored.dtype.hasobject else stored.dtype.itemsize
+    return math.prod(stored.shape) * itemsize
 
 
 def _is_read(node: wire.Node) -> TypeGuard[wire.Call]:

@@ -14,9 +14,12 @@ from typing import Any
 import msgspec
 
 from federated_dask.errors import Reason, RequestRefused
-from federated_dask.protocol.operation_names import FLOX_FUNCTIONS
+from federated_dask.protocol.operation_names import FLOX_FUNCTIONS, FLOX_KEYWORDS
 
 __all__ = ["from_fields", "to_fields"]
+
+
+LARGEST_POOL = 64
 
 
 class Codec(msgspec.Struct, frozen=True):
@@ -54,7 +57,7 @@ def from_fields(name: str, fields: dict[str, Any]) -> Any:
         raise RequestRefused(f"No codec {name[:64]!r}.", reason=Reason.MALFORMED)
     try:
         return codec.from_fields(fields)
-    except (TypeError, ValueError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise RequestRefused(
             f"The fields of a {codec.name} do not fit.", reason=Reason.MALFORMED
         ) from error
@@ -95,8 +98,15 @@ def _pandas() -> list[Codec]:
     def index(fields: dict[str, Any]) -> pd.Index:
         if fields["dtype"] not in ("", "str"):
             raise ValueError("unknown dtype of an index")
-        values = np.asarray(fields["values"])
+        values = _column(fields["values"])
         return pd.Index(values, dtype=fields["dtype"] or values.dtype, name=fields["name"])
+
+    def dtype_of(x: Any) -> str:
+        if isinstance(x.dtype, np.dtype):
+            return ""
+        if isinstance(x.dtype, pd.StringDtype) and x.dtype == "str":
+            return "str"
+        raise TypeError(f"an index of dtype {x.dtype} has no wire form")
 
     return [
         Codec(
@@ -110,7 +120,7 @@ def _pandas() -> list[Codec]:
             pd.Index,
             lambda x: {
                 "values": x.to_numpy(),
-                "dtype": "str" if isinstance(x.dtype, pd.StringDtype) else "",
+                "dtype": dtype_of(x),
                 "name": x.name,
             },
             index,
@@ -119,7 +129,7 @@ def _pandas() -> list[Codec]:
             "pandas.DatetimeIndex",
             pd.DatetimeIndex,
             lambda x: {"values": _naive(x).to_numpy(), "freq": x.freqstr, "name": x.name},
-            lambda f: pd.DatetimeIndex(f["values"], freq=f["freq"], name=f["name"]),
+            lambda f: pd.DatetimeIndex(_column(f["values"]), freq=f["freq"], name=f["name"]),
         ),
         Codec(
             "pandas.IntervalIndex",
@@ -131,10 +141,21 @@ def _pandas() -> list[Codec]:
                 "name": x.name,
             },
             lambda f: pd.IntervalIndex.from_arrays(
-                f["left"], f["right"], closed=f["closed"], name=f["name"]
+                _column(f["left"]), _column(f["right"]), closed=f["closed"], name=f["name"]
             ),
         ),
     ]
+
+
+def _column(values: Any) -> Any:
+    """Return the values of an index, which pandas copies: nothing that repeats itself unstored."""
+    import numpy as np
+
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        raise ValueError("the values of an index are a row")
+    if values.size > 1 and values.strides[0] == 0:
+        raise ValueError("the values of an index repeat themselves")
+    return values
 
 
 def _naive(index: Any) -> Any:
@@ -147,9 +168,13 @@ def _numpy() -> list[Codec]:
     from numpy.random import SeedSequence
 
     def make(fields: dict[str, Any]) -> SeedSequence:
-        return SeedSequence(
-            fields["entropy"], spawn_key=fields["spawn_key"], pool_size=fields["pool_size"]
-        )
+        entropy, spawn_key, pool = fields["entropy"], fields["spawn_key"], fields["pool_size"]
+        words = entropy if isinstance(entropy, list | tuple) else (entropy,)
+        if type(spawn_key) is not tuple or not all(type(x) is int for x in (*words, *spawn_key)):
+            raise ValueError("a seed is made of integers")
+        if type(pool) is not int or not 4 <= pool <= LARGEST_POOL:
+            raise ValueError("a pool of another size")
+        return SeedSequence(entropy, spawn_key=spawn_key, pool_size=pool)
 
     def take(seed: SeedSequence) -> dict[str, object]:
         entropy = seed.entropy
@@ -160,6 +185,7 @@ def _numpy() -> list[Codec]:
 
 def _flox() -> list[Codec]:
     from flox.aggregations import Aggregation, Dim
+    from flox.multiarray import MultiArray
     from flox.reindex import ReindexArrayType, ReindexStrategy
     from flox.xrutils import ReprObject
 
@@ -171,11 +197,18 @@ def _flox() -> list[Codec]:
     )
 
     def aggregation(fields: dict[str, Any]) -> Any:
-        # flox resolves these names with getattr on its engines.
-        for part in ("numpy", "chunk", "combine"):
-            for function in fields[part] or ():
-                if isinstance(function, str) and function not in FLOX_FUNCTIONS:
-                    raise ValueError("an unknown function of flox")
+        # flox resolves these names with getattr on its engines, also inside of a sequence.
+        for part in ("numpy", "chunk", "combine", "simple_combine"):
+            functions = fields[part]
+            if functions is not None and type(functions) is not tuple:
+                raise ValueError("functions that are no tuple")
+            if not all(_is_flox_function(function) for function in functions or ()):
+                raise ValueError("an unknown function of flox")
+        for part in ("preprocess", "finalize", "new_dims_func"):
+            if fields[part] is not None and not callable(fields[part]):
+                raise ValueError("a step that is no function")
+        if not set(fields["finalize_kwargs"] or ()) <= FLOX_KEYWORDS:
+            raise ValueError("an unknown keyword of flox")
         return plain.from_fields(fields)
 
     return [
@@ -196,7 +229,30 @@ def _flox() -> list[Codec]:
         ),
         Codec("flox.ReprObject", ReprObject, lambda x: {"value": repr(x)}, _repr_object),
         _attributes(Dim, "flox.Dim", "values name"),
+        # The partial of a variance: sum of squared deviations, sum and count.
+        Codec(
+            "flox.MultiArray",
+            MultiArray,
+            lambda x: {"arrays": tuple(x.arrays)},
+            lambda f: MultiArray(_alike(f["arrays"])),
+        ),
     ]
+
+
+def _alike(arrays: Any) -> Any:
+    import numpy as np
+
+    if type(arrays) is not tuple or not arrays:
+        raise ValueError("no tuple of arrays")
+    if not all(type(each) is np.ndarray and each.shape == arrays[0].shape for each in arrays):
+        raise ValueError("arrays of different shapes")
+    return arrays
+
+
+def _is_flox_function(function: object) -> bool:
+    if isinstance(function, str):
+        return function in FLOX_FUNCTIONS
+    return function is None or callable(function)
 
 
 def _repr_object(fields: dict[str, Any]) -> Any:

@@ -11,24 +11,51 @@ Operands are numbered: first the sources, then the values, then the held
 results, then the tasks in the order of the blocks.  A task refers only to
 smaller numbers, so that a cycle cannot be written down.
 
-A template is a short straight-line program: a tuple of steps, of which each may
-use the results of earlier ones (`Local`); the last step is the task's result.
+What a template is made of stands in `federated_dask.protocol.nodes`, what may be
+written in it in `federated_dask.protocol.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from federated_dask.errors import FederatedError, NotPermitted, Reason, RequestRefused
-from federated_dask.protocol.dtypes import DType, decode_dtype
 from federated_dask.protocol.limits import Limits
-from federated_dask.protocol.operation_names import READS, TEXTS
+from federated_dask.protocol.nodes import (
+    Bytes,
+    Call,
+    Compose,
+    DataType,
+    Dictionary,
+    EllipsisNode,
+    Float,
+    Integer,
+    List,
+    Local,
+    Node,
+    Number,
+    Operation,
+    Partial,
+    Position,
+    Reference,
+    Scalar,
+    Slice,
+    Template,
+    Tuple,
+    children,
+    walk,
+)
 from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.rules import (
+    TemplateFacts,
+    check_bound_value,
+    check_template,
+    check_value,
+)
 from federated_dask.protocol.values import Value
 
 __all__ = [
@@ -65,165 +92,24 @@ __all__ = [
     "walk",
 ]
 
-MAX_STEPS = 10_000
-MAX_TEXT = 65_536
-Position: TypeAlias = Annotated[int, Meta(ge=0)]
+ARGUMENTS_PER_TASK = 32
+"""Arguments of all tasks, as a multiple of the cap on tasks: 8 bytes each once decoded."""
 
 
-class Tagged(msgspec.Struct, frozen=True, array_like=True):
-    """Base of the nodes of a template."""
-
-
-class Reference(Tagged, frozen=True, array_like=True, tag="ref"):
-    """A hole for an operand."""
-
-
-class Integer(Tagged, frozen=True, array_like=True, tag="int"):
-    """A hole for an integer of 64 bits."""
-
-
-class Local(Tagged, frozen=True, array_like=True, tag="local"):
-    """The result of an earlier step of the same task."""
-
-    step: Position
-
-
-class Number(Tagged, frozen=True, array_like=True, tag="number"):
-    """An integer that all tasks of the template share."""
-
-    value: int
-
-
-class Float(Tagged, frozen=True, array_like=True, tag="float"):
-    """A float as hexadecimal text, so that -0.0 and NaN stay what they are."""
-
-    text: Annotated[str, Meta(max_length=32)]
-
-
-class Bytes(Tagged, frozen=True, array_like=True, tag="bytes"):
-    """A bytes object."""
-
-    data: Annotated[bytes, Meta(max_length=65_536)]
-
-
-class Scalar(Tagged, frozen=True, array_like=True, tag="scalar"):
-    """A numpy scalar."""
-
-    dtype: str
-    data: Annotated[bytes, Meta(max_length=65_536)]
-
-
-class DataType(Tagged, frozen=True, array_like=True, tag="dtype"):
-    """A numpy dtype."""
-
-    dtype: DType
-
-
-class EllipsisNode(Tagged, frozen=True, array_like=True, tag="ellipsis"):
-    """The constant ``...``."""
-
-
-class Slice(Tagged, frozen=True, array_like=True, tag="slice"):
-    """A slice."""
-
-    start: Node
-    stop: Node
-    step: Node
-
-
-class List(Tagged, frozen=True, array_like=True, tag="list"):
-    """A list."""
-
-    items: tuple[Node, ...]
-
-
-class Tuple(Tagged, frozen=True, array_like=True, tag="tuple"):
-    """A tuple."""
-
-    items: tuple[Node, ...]
-
-
-class Dictionary(Tagged, frozen=True, array_like=True, tag="dict"):
-    """A dict."""
-
-    items: tuple[tuple[Node, Node], ...]
-
-
-class Operation(Tagged, frozen=True, array_like=True, tag="op"):
-    """A callable of the operation table."""
-
-    name: Annotated[str, Meta(max_length=200)]
-
-
-class Partial(Tagged, frozen=True, array_like=True, tag="partial"):
-    """``functools.partial``, as structure."""
-
-    function: Node
-    arguments: tuple[Node, ...] = ()
-    keywords: tuple[tuple[str, Node], ...] = ()
-
-
-class Compose(Tagged, frozen=True, array_like=True, tag="compose"):
-    """Functions applied one after the other, the last one first."""
-
-    functions: tuple[Node, ...]
-
-
-class Call(Tagged, frozen=True, array_like=True, tag="call"):
-    """A function applied to arguments."""
-
-    function: Node
-    arguments: tuple[Node, ...] = ()
-    keywords: tuple[tuple[str, Node], ...] = ()
-
-
-# Texts, booleans and None stand for themselves.  Integers and floats do
-# not: as keys of a dict of templates, 1, 1.0 and True would be one and the same.
-Node: TypeAlias = (
-    None
-    | bool
-    | str
-    | Bytes
-    | Reference
-    | Integer
-    | Local
-    | Number
-    | Float
-    | Scalar
-    | DataType
-    | EllipsisNode
-    | Slice
-    | List
-    | Tuple
-    | Dictionary
-    | Operation
-    | Partial
-    | Compose
-    | Call
-)
-"""Any node of a template."""
-
-
-class Template(Tagged, frozen=True, array_like=True):
-    """What the tasks of a block have in common."""
-
-    steps: tuple[Node, ...]
-
-
-class Same(Tagged, frozen=True, array_like=True, tag="same"):
+class Same(msgspec.Struct, frozen=True, array_like=True, tag="same"):
     """A column of equal numbers."""
 
     value: int
 
 
-class Steps(Tagged, frozen=True, array_like=True, tag="steps"):
+class Steps(msgspec.Struct, frozen=True, array_like=True, tag="steps"):
     """An arithmetic progression."""
 
     start: int
     step: int
 
 
-class Packed(Tagged, frozen=True, array_like=True, tag="packed"):
+class Packed(msgspec.Struct, frozen=True, array_like=True, tag="packed"):
     """Numbers as differences from one to the next, in the narrowest integer type."""
 
     width: Annotated[int, Meta(ge=1, le=8)]
@@ -233,7 +119,7 @@ class Packed(Tagged, frozen=True, array_like=True, tag="packed"):
 Column: TypeAlias = Same | Steps | Packed
 
 
-class Block(Tagged, frozen=True, array_like=True):
+class Block(msgspec.Struct, frozen=True, array_like=True):
     """`count` tasks of one template: columns of references, then of integers."""
 
     template: Position
@@ -241,7 +127,7 @@ class Block(Tagged, frozen=True, array_like=True):
     columns: tuple[Column, ...]
 
 
-class Source(Tagged, frozen=True, array_like=True):
+class Source(msgspec.Struct, frozen=True, array_like=True):
     """A stored variable of a dataset version."""
 
     dataset: str
@@ -249,7 +135,7 @@ class Source(Tagged, frozen=True, array_like=True):
     variable: str
 
 
-class Held(Tagged, frozen=True, array_like=True):
+class Held(msgspec.Struct, frozen=True, array_like=True):
     """A result that the site holds under a lease."""
 
     lease: str
@@ -295,7 +181,11 @@ def encode_column(numbers: np.ndarray) -> Column:
     steps = np.diff(numbers)
     low, high = int(steps.min()), int(steps.max())
     if low == high:
-        return Same(first) if low == 0 else Steps(first, low)
+        if low == 0:
+            return Same(first)
+        if first + low * (len(numbers) - 1) == int(numbers[-1]):
+            # Else the differences wrapped around, which packed ones may.
+            return Steps(first, low)
     differences = np.concatenate([numbers[:1], steps])
     low, high = min(low, first), max(high, first)
     for width in (1, 2, 4, 8):
@@ -332,30 +222,6 @@ def decode_column(column: Column, count: int) -> np.ndarray:
     return np.cumsum(differences, dtype=np.int64)
 
 
-def children(node: Node) -> Sequence[Node]:
-    """Nodes directly below a node, in the order in which their holes are filled."""
-    if isinstance(node, List | Tuple):
-        return node.items
-    if isinstance(node, Slice):
-        return (node.start, node.stop, node.step)
-    if isinstance(node, Dictionary):
-        return [part for pair in node.items for part in pair]
-    if isinstance(node, Partial | Call):
-        return [node.function, *node.arguments, *(value for _, value in node.keywords)]
-    if isinstance(node, Compose):
-        return node.functions
-    return ()
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """Give a node and all nodes below it, in the order in which their holes are filled."""
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        yield current
-        stack.extend(reversed(children(current)))
-
-
 class CheckedBlock(msgspec.Struct, frozen=True):
     """A block that passed the checks, its columns decoded."""
 
@@ -373,14 +239,6 @@ class CheckedGraph(msgspec.Struct, frozen=True):
     blocks: list[CheckedBlock]
     operations: frozenset[str]
     """Names of all operations that the graph uses."""
-
-
-class _TemplateFacts(msgspec.Struct):
-    references: int = 0
-    integers: int = 0
-    nodes: int = 0
-    reads: list[int] = []
-    """Positions of the reference holes in which a source may stand."""
 
 
 def check_graph(graph: Graph, table: OperationTable, limits: Limits) -> CheckedGraph:
@@ -405,46 +263,42 @@ def check_graph(graph: Graph, table: OperationTable, limits: Limits) -> CheckedG
     if graph.tasks > limits.tasks:
         raise _over("tasks", graph.tasks, limits.tasks)
     if len(graph.blocks) > limits.depth:
-        # Each level of dependencies needs a block of its own.
+        # Each level of dependencies needs a block of its own, see `_check_block`.
         raise _over("blocks of tasks", len(graph.blocks), limits.depth)
     operations: set[str] = set()
     facts = []
     nodes = 0
     for template in graph.templates:
-        facts.append(_check_template(template, table, operations))
+        facts.append(check_template(template, table, operations, limits.nodes - nodes))
         nodes += facts[-1].nodes
-        if nodes > limits.nodes:
-            raise _over("argument nodes", nodes, limits.nodes)
-    if sum(len(block.columns) * block.count for block in graph.blocks) > 64 * limits.tasks:
-        raise _over("arguments", 64 * limits.tasks + 1, 64 * limits.tasks)
+    arguments = sum(len(block.columns) * block.count for block in graph.blocks)
+    if arguments > ARGUMENTS_PER_TASK * limits.tasks:
+        raise _over("arguments", arguments, ARGUMENTS_PER_TASK * limits.tasks)
+    for value in graph.values:
+        check_value(value, table)
+    checked_values: set[int] = set()
     blocks = []
     number = graph.first_task
     for block in graph.blocks:
         if block.template >= len(facts):
             raise _malformed("A block names no template.")
-        blocks.append(_check_block(block, facts[block.template], number, len(graph.sources)))
+        checked = _check_block(block, facts[block.template], number, len(graph.sources))
+        _check_bound(checked.references[:, facts[block.template].bound], graph, checked_values)
+        blocks.append(checked)
         number += block.count
     return CheckedGraph(graph, blocks, frozenset(operations))
 
 
-def _check_block(block: Block, facts: _TemplateFacts, number: int, sources: int) -> CheckedBlock:
+def _check_block(block: Block, facts: TemplateFacts, number: int, sources: int) -> CheckedBlock:
     if len(block.columns) != facts.references + facts.integers:
         raise _malformed("A block does not have one column for every hole of its template.")
-    columns = [decode_column(column, block.count) for column in block.columns]
-    shape = (block.count, 0)
-    references = (
-        np.stack(columns[: facts.references], axis=1)
-        if facts.references
-        else np.empty(shape, np.int64)
-    )
-    integers = (
-        np.stack(columns[facts.references :], axis=1)
-        if facts.integers
-        else np.empty(shape, np.int64)
-    )
-    if references.size and (
-        references.min() < 0 or (references >= number + np.arange(block.count)[:, None]).any()
-    ):
+    references = np.empty((block.count, facts.references), np.int64)
+    integers = np.empty((block.count, facts.integers), np.int64)
+    holes = (*references.T, *integers.T)
+    for hole, column in zip(holes, block.columns, strict=True):
+        hole[:] = decode_column(column, block.count)
+    # Earlier blocks only: then the number of blocks bounds the depth.
+    if references.size and (references.min() < 0 or references.max() >= number):
         raise _malformed("A task refers to something that does not come before it.")
     if sources:
         elsewhere = np.delete(references, facts.reads, axis=1)
@@ -456,72 +310,18 @@ def _check_block(block: Block, facts: _TemplateFacts, number: int, sources: int)
     return CheckedBlock(block.template, references, integers)
 
 
-def _check_template(
-    template: Template, table: OperationTable, operations: set[str]
-) -> _TemplateFacts:
-    if not 1 <= len(template.steps) <= MAX_STEPS:
-        raise _malformed("A template has no steps, or too many.")
-    facts = _TemplateFacts(reads=[])
-    for position, step in enumerate(template.steps):
-        for node in walk(step):
-            facts.nodes += 1
-            if isinstance(node, Reference):
-                facts.references += 1
-            elif isinstance(node, Integer):
-                facts.integers += 1
-            elif isinstance(node, Local):
-                if node.step >= position:
-                    raise _malformed("A step uses the result of a later one.")
-            elif isinstance(node, Operation):
-                table.lookup(node.name)
-                operations.add(node.name)
-            elif isinstance(node, Call):
-                _check_call(node, facts)
-            else:
-                _check_plain(node)
-    return facts
-
-
-def _check_call(call: Call, facts: _TemplateFacts) -> None:
-    if not isinstance(call.function, Operation | Partial | Compose):
-        raise _malformed("A call calls something that is not an operation.")
-    is_read = isinstance(call.function, Operation) and call.function.name in READS
-    if is_read and call.arguments and isinstance(call.arguments[0], Reference):
-        # `walk` visits the function first, which has no holes here, then this.
-        facts.reads.append(facts.references)
-    for node in walk(call.function):
-        rule = TEXTS.get(node.name) if isinstance(node, Operation) else None
-        if rule is None:
+def _check_bound(references: np.ndarray, graph: Graph, checked: set[int]) -> None:
+    first = len(graph.sources)
+    for number in np.unique(references).tolist():
+        if number in checked:
             continue
-        for text in walk(call):
-            if isinstance(text, str) and text not in rule:
-                raise NotPermitted(
-                    f"{node.name} may not be given the text {text[:64]!r}.",
-                    reason=Reason.OPERATION_NOT_ALLOWED,
-                )
-
-
-def _check_plain(node: Any) -> None:
-    if isinstance(node, Scalar):
-        dtype = decode_dtype(node.dtype)
-        if dtype.hasobject or dtype.itemsize != len(node.data):
-            raise _malformed("A scalar does not have the size of its dtype.")
-    elif isinstance(node, DataType):
-        decode_dtype(node.dtype)
-    elif isinstance(node, Float):
-        try:
-            float.fromhex(node.text)
-        except (ValueError, OverflowError) as error:
-            raise _malformed("A float does not parse.") from error
-    elif isinstance(node, str):
-        if len(node) > MAX_TEXT:
-            raise _over("characters of a text", len(node), MAX_TEXT)
-    elif isinstance(node, Partial) and not isinstance(node.function, Operation | Partial | Compose):
-        raise _malformed("A partial is made of something that is not an operation.")
-    elif isinstance(node, Compose) and not all(
-        isinstance(function, Operation | Partial | Compose) for function in node.functions
-    ):
-        raise _malformed("A composition is made of something that is not an operation.")
+        if not 0 <= number - first < len(graph.values):
+            raise NotPermitted(
+                "An operation that reaches functions by name may be steered by constants only.",
+                reason=Reason.OPERATION_NOT_ALLOWED,
+            )
+        check_bound_value(graph.values[number - first])
+        checked.add(number)
 
 
 def _malformed(message: str) -> FederatedError:

@@ -7,7 +7,23 @@ Adding a name is a security decision: read docs/design.md, "The wire", first.
 
 from __future__ import annotations
 
-__all__ = ["METHODS", "NAMES", "READS", "TEXTS"]
+__all__ = [
+    "CALLED_BY",
+    "CALLS",
+    "ENFORCE",
+    "FLOX_FUNCTIONS",
+    "FORWARDED",
+    "FLOX_KEYWORDS",
+    "FLOX_TEXTS",
+    "IN_PLACE",
+    "METHODS",
+    "NAMES",
+    "PASS",
+    "POSITIONAL",
+    "READS",
+    "TEXTS",
+    "WRITING",
+]
 
 UFUNCS = """
 absolute add arccos arccosh arcsin arcsinh arctan arctan2 arctanh bitwise_and bitwise_count
@@ -107,7 +123,16 @@ FLOX_FUNCTIONS = frozenset(
     nonzero
     """.split()
 )
+FLOX_KEYWORDS = frozenset({"ddof", "method", "q", "skipna"})
+"""What flox passes on to the function that finalizes."""
 FLOX_ENGINES = frozenset({"flox", "numpy", "numbagg"})
+
+FLOX_TEXTS = (
+    FLOX_FUNCTIONS
+    | FLOX_ENGINES
+    | FLOX_KEYWORDS
+    | {"groups", "intermediates", "__flox_len__", "user", "final", "numpy", "intermediate"}
+)
 
 TEXTS: dict[str, frozenset[str]] = dict.fromkeys(
     (
@@ -117,8 +142,58 @@ TEXTS: dict[str, frozenset[str]] = dict.fromkeys(
         "flox.dask._aggregate",
         "flox.dask._grouped_combine",
         "flox.dask._simple_combine",
-        "flox.dask._extract_result",
     ),
-    FLOX_FUNCTIONS | FLOX_ENGINES | {"groups", "intermediates", "__flox_len__"},
+    FLOX_TEXTS,
 )
 """Operations that reach functions by name: the only texts that may stand in their arguments."""
+
+POSITIONAL: dict[str, int] = {
+    "flox.core.chunk_reduce": 2,
+    "flox.core.chunk_argreduce": 2,
+    "flox.core._reduce_blockwise": 2,
+    "flox.dask._aggregate": 1,
+    "flox.dask._grouped_combine": 1,
+    "flox.dask._simple_combine": 1,
+    "numpy.nan_to_num": 1,
+}
+"""Most positional arguments, where the signature does not say it: behind them is what steers."""
+
+ENFORCE = "dask.array.core._enforce_dtype"
+PASS = "dask.array.core._pass_extra_kwargs"  # noqa: S105
+
+CALLS: dict[str, dict[str, int | None]] = {
+    ENFORCE: {"enforce_dtype_function": None},
+    PASS: {"func": 0, "enforce_dtype_function": None},
+    "dask.array.chunk.coarsen": {"reduction": 0},
+    "dask.array.reductions._arg_combine": {"argfunc": 2},
+    "dask.array.reductions._prefixscan_combine": {"func": 0, "binop": 1},
+    "dask.array.reductions._prefixscan_first": {"func": 0},
+    "dask.array.reductions.arg_agg": {"argfunc": 0},
+    "dask.array.reductions.arg_chunk": {"func": 0, "argfunc": 1},
+    "dask.array.reductions.arg_combine": {"argfunc": 0},
+    "dask.array.reductions.mean_chunk": {"sum": 1, "numel": 2},
+    "dask.array.reductions.mean_combine": {"sum": 1, "numel": 2},
+    "dask.array.reductions.moment_agg": {"sum": 4},
+    "dask.array.reductions.moment_chunk": {"sum": 2, "numel": 3},
+    "dask.array.reductions.moment_combine": {"sum": 4},
+    "dask.array.reductions.nanarg_agg": {"argfunc": 0},
+    "dask.array.wrap._broadcast_trick_inner": {"func": 0},
+    "flox.dask._aggregate": {"combine": 1},
+}
+"""Operations that call arguments: their names, with their places where they may stand by place."""
+
+CALLED_BY: dict[str, frozenset[str]] = {
+    "flox.dask._aggregate": frozenset({"flox.dask._grouped_combine", "flox.dask._simple_combine"}),
+}
+"""Operations with rules of their own that others may call."""
+
+IN_PLACE: dict[str, frozenset[str]] = {
+    "flox.dask._expand_dims": frozenset({"flox.core.chunk_reduce", "flox.core.chunk_argreduce"}),
+}
+"""Operations that change their argument, and those whose fresh results they may change."""
+
+FORWARDED = frozenset({"_overlap_trim_info", "block_id", "block_info"})
+"""Names under which `map_blocks` forwards an argument as a keyword."""
+
+WRITING = frozenset({"out", "overwrite_input"})
+"""Parameters that let an operation write into its arguments."""

@@ -10,9 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol import codecs, operation_names
@@ -57,6 +61,16 @@ class OperationTable:
         """Digest of the names: two tables with the same digest have the same names."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
+    def most_positional(self, name: str) -> int:
+        """Most positional arguments of a call: fewer than would reach an output argument.
+
+        Examples
+        --------
+        >>> operation_table().most_positional("numpy.add")
+        2
+        """
+        return _most_positional(name, self.lookup(name))
+
     def __contains__(self, name: object) -> bool:
         return name in self._operations
 
@@ -96,6 +110,21 @@ class OperationTable:
     def from_fields(self, codec: str, fields: dict[str, Any]) -> Any:
         """Make the instance that codec name and fields describe."""
         return codecs.from_fields(codec, fields)
+
+
+@functools.lru_cache(maxsize=4096)
+def _most_positional(name: str, function: Callable[..., Any]) -> int:
+    if name in operation_names.POSITIONAL:
+        return operation_names.POSITIONAL[name]
+    if isinstance(function, np.ufunc):
+        return function.nin
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except ValueError:
+        # Types of `builtins`, which write into nothing.
+        return sys.maxsize
+    writing = [parameters.index(name) for name in operation_names.WRITING if name in parameters]
+    return min(writing, default=sys.maxsize)
 
 
 @functools.cache

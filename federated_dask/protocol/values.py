@@ -26,8 +26,22 @@ __all__ = ["Resolver", "Value", "decode_value", "encode_value", "object_kind"]
 
 INT64 = range(-(2**63), 2**63)
 CFTIME_UNITS = "microseconds since 0001-01-01"
+IDEALIZED = frozenset({"360_day", "365_day", "366_day", "all_leap", "noleap"})
 LARGEST_ELEMENTWISE = 1_000_000
 LARGEST_INTEGER_BITS = 4096
+FURTHEST_DATE = 100_000 * 366 * 86_400 * 10**6
+"""Microseconds from year 1: cftime needs time in proportion to the distance of a date."""
+UNENCODABLE = (KeyError, OverflowError, RecursionError, ValueError)
+UNDECODABLE = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Tagged(msgspec.Struct, frozen=True, array_like=True, tag_field="kind"):
@@ -240,7 +254,10 @@ def encode_value(obj: object, buffers: list[Buffer], resolver: Resolver | None =
     >>> decode_value(tree, [bytearray(buffer) for buffer in buffers])
     {'total': array([0., 1., 2.]), 'n': 3}
     """
-    return _Encoder(buffers, resolver).encode(obj)
+    try:
+        return _Encoder(buffers, resolver).encode(obj)
+    except UNENCODABLE as error:
+        raise TypeError(f"{_describe(obj)} has no wire form: {error}") from error
 
 
 class _Encoder:
@@ -255,15 +272,21 @@ class _Encoder:
         return len(self.buffers) - 1
 
     def encode(self, obj: object) -> Value:
-        if obj is None or isinstance(obj, bool) or type(obj) in (float, str):
-            return obj  # type: ignore[return-value]
+        if obj is None or isinstance(obj, bool | float) and type(obj) in (bool, float):
+            return obj
+        if type(obj) is str:
+            # Text that is no Unicode would only be refused with the whole message.
+            obj.encode()
+            return obj
         if type(obj) is int:
             return obj if obj in INT64 else _large_integer(obj)
         encode = _ENCODERS.get(type(obj))
         if encode is not None:
             return encode(self, obj)
-        if isinstance(obj, np.generic):
-            return ScalarValue(encode_dtype(obj.dtype), obj.tobytes())
+        if isinstance(obj, np.generic) and not obj.dtype.hasobject:
+            # numpy gives empty texts one character of bytes.
+            data = obj.tobytes() if obj.dtype.itemsize else b""
+            return ScalarValue(encode_dtype(obj.dtype), data)
         if isinstance(obj, np.dtype):
             return DTypeValue(encode_dtype(obj))
         if _is_cftime(obj):
@@ -294,9 +317,11 @@ class _Encoder:
         return PartialValue(self.encode(obj.func), self.sequence(obj.args), keywords)
 
     def array(self, array: np.ndarray) -> Value:
-        if array.dtype.hasobject:
+        if array.dtype.char == "O":
             return self.objects(array)
         dtype = encode_dtype(array.dtype)
+        if array.dtype.hasobject or not array.dtype.itemsize:
+            raise TypeError(f"an array of dtype {array.dtype} has no wire form")
         stored = _without_repeats(array)
         fortran = stored.flags.f_contiguous and not stored.flags.c_contiguous
         buffer = self.buffer(stored.T if fortran else stored)
@@ -315,8 +340,7 @@ class _Encoder:
             return self.texts(array)
         if kind == "cftime":
             return self.cftime(array, array.shape)
-        if array.dtype.names is not None or array.size > LARGEST_ELEMENTWISE:
-            raise TypeError(f"an object array of {array.size} elements has no wire form")
+        _check_elementwise(array.size)
         return ObjectArrayValue(array.shape, self.sequence(list(array.flat)))
 
     def texts(self, array: np.ndarray) -> TextArrayValue:
@@ -333,11 +357,15 @@ class _Encoder:
     def cftime(self, array: np.ndarray, shape: tuple[int, ...] | None) -> CFTimeValue:
         import cftime
 
+        _check_elementwise(array.size)
         first = array.flat[0]
         numbers = cftime.date2num(
             array, CFTIME_UNITS, calendar=first.calendar, has_year_zero=first.has_year_zero
         )
-        buffer = self.buffer(np.asarray(numbers, dtype="<i8"))
+        exact = np.asarray(numbers, dtype="<i8")
+        if np.abs(exact).max() > FURTHEST_DATE:
+            raise ValueError("dates so far away cannot be sent")
+        buffer = self.buffer(exact)
         return CFTimeValue(shape, first.calendar, bool(first.has_year_zero), buffer)
 
 
@@ -347,13 +375,20 @@ def _large_integer(number: int) -> LargeIntegerValue:
     return LargeIntegerValue(hex(number))
 
 
+def _check_elementwise(size: int) -> None:
+    if size > LARGEST_ELEMENTWISE:
+        raise ValueError(f"an array of {size} Python objects is too large")
+
+
 def _describe(obj: object) -> str:
     cls = type(obj)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _without_repeats(array: np.ndarray) -> np.ndarray:
-    if all(stride != 0 or size <= 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+    if all(
+        stride != 0 or size <= 1 for stride, size in zip(array.strides, array.shape, strict=True)
+    ):
         return array
     return array[tuple(slice(None) if stride else slice(0, 1) for stride in array.strides)]
 
@@ -370,7 +405,7 @@ def object_kind(array: np.ndarray) -> str:
     >>> object_kind(np.array(["a", None], dtype=object))
     'texts'
     """
-    if array.dtype.names is not None or array.size == 0:
+    if array.size == 0:
         return "objects"
     first = array.flat[0]
     if _is_cftime(first):
@@ -431,7 +466,7 @@ def decode_value(
     """
     try:
         return _Decoder(buffers, resolver).decode(value)
-    except (TypeError, ValueError, OverflowError, IndexError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RequestRefused("A value does not parse.", reason=Reason.MALFORMED) from error
 
 
@@ -447,10 +482,16 @@ class _Decoder:
     def sequence(self, values: Sequence[Value]) -> list[Any]:
         return [self.decode(value) for value in values]
 
+    def raw(self, position: int) -> bytearray:
+        if position < 0:
+            raise ValueError("a negative position")
+        return self.buffers[position]
+
     def buffer(self, position: int, dtype: np.dtype, count: int) -> np.ndarray:
-        if position < 0 or count < 0:
-            raise ValueError("negative size")
-        data = self.buffers[position]
+        data = self.raw(position)
+        if count < 0 or not dtype.itemsize:
+            # What has no bytes is not bounded by the bytes that came.
+            raise ValueError("negative size, or elements without bytes")
         if len(data) != dtype.itemsize * count:
             raise ValueError("a buffer does not have the size of its array")
         if not len(data):
@@ -472,22 +513,29 @@ class _Decoder:
         dtype = _plain(value.dtype)
         if len(value.data) != dtype.itemsize:
             raise ValueError("a scalar does not have the size of its dtype")
+        if not dtype.itemsize:
+            return np.zeros((), dtype)[()]
         return np.frombuffer(value.data, dtype=dtype, count=1)[0]
 
     def masked(self, value: MaskedValue) -> np.ma.MaskedArray:
         data, mask = self.decode(value.data), self.decode(value.mask)
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.ma.make_mask_descr(data.dtype)
+        if not is_mask or mask.shape != data.shape:
+            raise ValueError("a mask does not fit its data")
         return np.ma.MaskedArray(data, mask=mask, fill_value=self.decode(value.fill_value))
 
     def texts(self, value: TextArrayValue) -> np.ndarray:
         count = math.prod(value.shape)
         lengths = self.buffer(value.lengths, np.dtype("<i8"), count).tolist()
-        data = self.buffers[value.data]
+        data = self.raw(value.data)
         array = np.empty(count, dtype=object)
         start = 0
         for position, length in enumerate(lengths):
-            if length < 0:
+            if length in (-1, -2):
                 array[position] = None if length == -1 else math.nan
                 continue
+            if not 0 <= length <= len(data) - start:
+                raise ValueError("a text beyond its buffer")
             array[position] = data[start : start + length].decode()
             start += length
         if start != len(data):
@@ -498,10 +546,15 @@ class _Decoder:
         import cftime
 
         count = 1 if value.shape is None else math.prod(value.shape)
+        _check_elementwise(count)
         numbers = self.buffer(value.buffer, np.dtype("<i8"), count)
+        if count and max(int(numbers.max()), -int(numbers.min())) > FURTHEST_DATE:
+            raise ValueError("a date is too far away")
+        # cftime warns where the calendar leaves no choice.
+        year_zero = None if value.calendar in IDEALIZED else value.has_year_zero
         array = np.empty(count, dtype=object)
         array[:] = cftime.num2date(
-            numbers, CFTIME_UNITS, calendar=value.calendar, has_year_zero=value.has_year_zero
+            numbers, CFTIME_UNITS, calendar=value.calendar, has_year_zero=year_zero
         )
         return array[0] if value.shape is None else array.reshape(value.shape)
 

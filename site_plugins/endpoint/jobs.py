@@ -15,33 +15,23 @@ that are to be held outlive it, under a lease.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import gc
 import logging
-import pickle
 import secrets
-import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import dask.base
-import dask.config
 import msgspec
-from dask._expr import LLGExpr
-from distributed.client import Client, Future, as_completed
 
 from federated_dask.errors import (
     FederatedError,
-    NotPermitted,
     Reason,
     RequestRefused,
     SiteUnavailable,
     TaskFailed,
 )
-from federated_dask.protocol.frames import Buffer, encode_frame
+from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.graph import CheckedGraph, check_graph
-from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import (
     Accepted,
     Egress,
@@ -52,64 +42,33 @@ from federated_dask.protocol.messages import (
     JobSubmission,
     Output,
     Progress,
-    Result,
 )
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import encode_value
 from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.authentication import owner_of
-from site_plugins.endpoint.failures import failure_of_task
 from site_plugins.endpoint.gateway import Gateway
-from site_plugins.endpoint.tasks import BuiltGraph, build_graph, read_task
-from site_plugins.scheduler_plugin import JOB_ANNOTATION, LeasedOutput
+from site_plugins.endpoint.operands import read_task
+from site_plugins.endpoint.running import (
+    SMALL_GRAPH,
+    Job,
+    JobSettings,
+    Pieces,
+    Run,
+    TaskError,
+    without_collection,
+)
+from site_plugins.endpoint.tasks import BuiltGraph, build_graph
+from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
 if TYPE_CHECKING:
-    from dask._task_spec import GraphNode
-    from dask.typing import Key
+    pass
 
 __all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-Pieces: TypeAlias = list[Buffer]
-"""A frame, as pieces to write one after the other."""
-
-SMALL_GRAPH = 500
-"""Tasks up to which a graph is built in the event loop: handing it to a thread takes longer."""
-SMALL_RESULT = 2**18
-"""Bytes up to which a result is encoded in the event loop."""
-GATHERED_BYTES = 32 * 2**20
-"""Bytes of results that are fetched from the workers at once, if there is more than one."""
-GATHERED_RESULTS = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JobSettings:
-    """Caps and intervals of the jobs of a site."""
-
-    limits: Limits = dataclasses.field(default_factory=Limits)
-    heartbeat_seconds: float = 5.0
-    """Longest silence while a job goes on."""
-    progress_seconds: float = 0.5
-    """Shortest time between two reports of progress."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class Job:
-    """A job that passed admission."""
-
-    name: str
-    owner: str
-    label: str
-    built: BuiltGraph
-    outputs: tuple[Output, ...]
-    egress: Mapping[str, Egress]
-    """Of every dataset that the job's outputs derive from."""
-    released: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Bytes released so far, by dataset whose egress has a limit."""
 
 
 class JobRunner:
@@ -175,7 +134,7 @@ class JobRunner:
                 table=self.table,
             )
 
-        built = build() if is_small else await asyncio.to_thread(_without_collection, build)
+        built = build() if is_small else await asyncio.to_thread(without_collection, build)
         return await self._job(built, submission.outputs, owner, submission.label)
 
     async def _job(
@@ -233,12 +192,20 @@ class JobRunner:
         )
 
     async def _single(self, job: Job, position: int = 0) -> Pieces:
-        run = _Run(self, job)
+        run = Run(self.gateway, self.table, self.settings, job)
         try:
-            async for _, pieces in run.results(position):
-                return pieces
+            async with asyncio.timeout(self.settings.read_seconds):
+                async for _, pieces in run.results(position):
+                    return pieces
             raise self.gateway.lost()
-        except _TaskError as error:
+        except TimeoutError:
+            raise SiteUnavailable(
+                f"The result was not ready within {self.settings.read_seconds:g} seconds.",
+                reason=Reason.TIMED_OUT,
+                site=self.gateway.site,
+                hint="Ask for a smaller part, or try again later.",
+            ) from None
+        except TaskError as error:
             raise JobFailed(error.failure) from None
         finally:
             run.release()
@@ -287,10 +254,10 @@ class JobRunner:
         return Progress(done=account.done, total=total)
 
     async def _run_to_end(self, job: Job, events: asyncio.Queue[Pieces | None]) -> None:
-        run = _Run(self, job)
+        run = Run(self.gateway, self.table, self.settings, job)
         try:
             last = await self._run(job, run, events)
-        except _TaskError as error:
+        except TaskError as error:
             last = error.failure
         except FederatedError as error:
             error.site = error.site or self.gateway.site
@@ -316,7 +283,7 @@ class JobRunner:
             return 0.0, 0
         return account.compute_seconds, account.read_bytes
 
-    async def _run(self, job: Job, run: _Run, events: asyncio.Queue[Pieces | None]) -> JobEvent:
+    async def _run(self, job: Job, run: Run, events: asyncio.Queue[Pieces | None]) -> JobEvent:
         await run.submit()
         await events.put(encode_frame(Accepted(job=job.name, tasks=len(job.built.tasks))))
         async for _, pieces in run.results():
@@ -331,12 +298,6 @@ class JobRunner:
             lease = secrets.token_hex(16)
             await self.gateway.hold(lease, job.owner, outputs)
         return Finished(lease=lease)
-
-
-class _TaskError(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 class JobFailed(TaskFailed):
@@ -359,204 +320,3 @@ def internal_failure(site: str) -> Failure:
             hint="Tell the site's operator when it happened, who finds it in the site's log.",
         )
     )
-
-
-class _Run:
-    """The futures of a running job."""
-
-    def __init__(self, runner: JobRunner, job: Job) -> None:
-        self.gateway = runner.gateway
-        self.table = runner.table
-        self.limits = runner.settings.limits
-        self.job = job
-        self.futures: dict[Key, Future[Any]] = {}
-        self.submitted = False
-
-    async def submit(self) -> None:
-        """Hand the tasks to the scheduler; outputs that it has already are wanted as they are."""
-        self.submitted = True
-        built = self.job.built
-        wanted = list(dict.fromkeys(built.keys))
-        tasks = built.tasks
-        if not tasks:
-            self.futures = {key: self.gateway.claim(key) for key in wanted}
-            return
-        is_small = len(tasks) <= SMALL_GRAPH
-        if is_small:
-            pickled = _pickled(tasks)
-        else:
-            pickled = await asyncio.to_thread(_without_collection, lambda: _pickled(tasks))
-        client: Client = self.gateway.client
-        # The size was checked by admission; the warning is for people at a prompt.
-        settings = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
-        with dask.config.set(settings), dask.base.annotate(**{JOB_ANNOTATION: self.job.name}):
-            futures = client.get(_Pickled(pickled), wanted, sync=False)
-        self.futures = dict(zip(wanted, futures, strict=True))
-
-    async def results(self, first: int = 0) -> AsyncIterator[tuple[int, Pieces]]:
-        """Give released outputs as they are ready, each as a frame; end when all are done."""
-        if not self.submitted:
-            await self.submit()
-        job = self.job
-        positions: dict[Key, list[int]] = {}
-        for position, key in enumerate(job.built.keys):
-            if job.outputs[position].release:
-                positions.setdefault(key, []).append(position)
-        done = as_completed(list(self.futures.values()), loop=self.gateway.client.loop)
-        async for future in done:
-            ready = [future, *done.next_batch(block=False)]
-            for one in ready:
-                if one.status != "finished":
-                    raise _TaskError(await self._failure(one))
-            keys = [one.key for one in ready if one.key in positions]
-            async for key, value in self._gathered(keys):
-                for position in positions[key]:
-                    yield position, await self._released(position, first + position, value)
-
-    async def _gathered(self, keys: list[Key]) -> AsyncIterator[tuple[Key, Any]]:
-        sizes = await self.gateway.sizes(keys) if keys else {}
-        batch: list[Key] = []
-        total = 0
-        for key in keys:
-            size = sizes[key]
-            if size > self.limits.buffer_bytes:
-                raise RequestRefused(
-                    f"A result has {size} bytes; this site releases {self.limits.buffer_bytes} "
-                    "in one piece.",
-                    reason=Reason.LIMIT_EXCEEDED,
-                    site=self.gateway.site,
-                    hint="Use smaller chunks, or reduce more before the data travels.",
-                )
-            if batch and (total + size > GATHERED_BYTES or len(batch) == GATHERED_RESULTS):
-                async for item in self._fetched(batch):
-                    yield item
-                batch, total = [], 0
-            batch.append(key)
-            total += size
-        if batch:
-            async for item in self._fetched(batch):
-                yield item
-
-    async def _fetched(self, keys: list[Key]) -> AsyncIterator[tuple[Key, Any]]:
-        futures = [self.futures[key] for key in keys]
-        try:
-            values = await self.gateway.client.gather(futures, direct=True, asynchronous=True)
-        except Exception as error:
-            # Whatever a result's own class raises while it is unpacked, or a worker that is lost.
-            failed = [future for future in futures if future.status != "finished"]
-            if failed:
-                raise _TaskError(await self._failure(failed[0])) from None
-            raise _TaskError(self._described(error, self.job.built.keys.index(keys[0]))) from None
-        values.reverse()
-        for key in keys:
-            yield key, values.pop()
-
-    async def _released(self, position: int, name: int, value: object) -> Pieces:
-        buffers: list[Buffer] = []
-        try:
-            encoded = encode_value(value, buffers, resolver=self.table)
-        except TypeError as error:
-            raise TaskFailed(
-                f"A result cannot be sent: {error}.",
-                site=self.gateway.site,
-                hint="Convert it to a plain type in the expression, for example by `astype`.",
-            ) from None
-        message = Result(output=name, value=encoded)
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        limited = [
-            dataset
-            for dataset in sorted(self.job.built.labels[position])
-            if self.job.egress[dataset].tier != "open"
-        ]
-        if limited:
-            # Shapes and what stands in the tree itself tell of the data too.
-            self._charge(limited, size + len(msgspec.msgpack.encode(encoded)))
-        if size <= SMALL_RESULT:
-            return encode_frame(message, buffers)
-        return await asyncio.to_thread(encode_frame, message, buffers)
-
-    def _charge(self, datasets: Iterable[str], size: int) -> None:
-        for dataset in datasets:
-            released = self.job.released.get(dataset, 0) + size
-            limit = self.job.egress[dataset].limit
-            if limit is None or released > limit:
-                raise NotPermitted(
-                    f"The job would release {released} bytes derived from {dataset!r}; "
-                    f"{limit or 0} may leave the site.",
-                    reason=Reason.EXPORT_NOT_ALLOWED,
-                    site=self.gateway.site,
-                    hint="Reduce more before the data leaves: average over more of it.",
-                )
-            self.job.released[dataset] = released
-
-    async def _failure(self, future: Future[Any]) -> Failure:
-        error = await future.exception()
-        trace = await future.traceback()
-        if error is None:
-            error = asyncio.CancelledError()
-        return self._described(error, self.job.built.keys.index(future.key), trace)
-
-    def _described(self, error: BaseException, position: int, trace: Any = None) -> Failure:
-        job = self.job
-        datasets = self.gateway.known_datasets()
-        failure = failure_of_task(
-            error,
-            trace,
-            site=self.gateway.site,
-            datasets=datasets,
-            withheld=[
-                name for name in job.built.labels[position] if job.egress[name].tier != "open"
-            ],
-        )
-        logger.info(
-            "A task of job %s (%s) failed: %s", job.name, job.label, type(error).__qualname__
-        )
-        return failure
-
-    def release(self) -> None:
-        """Let go of everything; what nobody else wants is cancelled."""
-        for future in self.futures.values():
-            future.release()
-        self.futures = {}
-
-
-_collection = threading.Lock()
-
-
-def _without_collection(function: Callable[[], T]) -> T:
-    """Call a function that makes many objects and no garbage.
-
-    Python's collector would look at all of them again and again: measured, 30 µs
-    for each task of a large graph instead of 7.
-    """
-    # One at a time, so that none turns it on again while another runs.
-    with _collection:
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return function()
-        finally:
-            if was_enabled:
-                gc.enable()
-
-
-class _Pickled:
-    """A graph that was pickled already, maybe in a thread; the scheduler finds an expression."""
-
-    def __init__(self, tasks: bytes) -> None:
-        self.tasks = tasks
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_expression, (self.tasks,))
-
-
-def _expression(tasks: bytes) -> LLGExpr:
-    # Without a token of ours, Dask would make one from all tasks, which takes longer than all else.
-    return LLGExpr(pickle.loads(tasks), _determ_token=secrets.token_hex(16))  # noqa: S301
-
-
-def _pickled(tasks: Mapping[Key, GraphNode]) -> bytes:
-    from distributed.protocol.pickle import dumps
-
-    pickled: bytes = dumps(dict(tasks))
-    return pickled

@@ -9,11 +9,11 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from federated_dask.errors import ConfigurationError
 
@@ -45,7 +45,8 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         # What arrives while no request is under way begins one.
-        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        if self._deadline is None and (cycle is None or cycle.response_complete):
             self._start_deadline()
         super().data_received(data)
 
@@ -73,7 +74,7 @@ class _DeadlineProtocol(HttpToolsProtocol):
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Leave signals to whoever runs the site."""
         yield
 
@@ -167,7 +168,7 @@ class EndpointServer:
             logger.warning("The endpoint did not stop in time; its connections are cut off")
             self._serving.cancel()
         for connection in list(self._server.server_state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
+            connection.transport.abort()
         await asyncio.gather(
             self._serving, *self._server.server_state.tasks, return_exceptions=True
         )

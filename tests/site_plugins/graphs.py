@@ -31,7 +31,9 @@ def call(name: str, *arguments: Node, **keywords: Node) -> Call:
 
 
 def block(number: int, *columns: Any) -> Block:
-    encoded = tuple(encode_column(np.atleast_1d(np.asarray(column, np.int64))) for column in columns)
+    encoded = tuple(
+        encode_column(np.atleast_1d(np.asarray(column, np.int64))) for column in columns
+    )
     count = max((np.size(column) for column in columns), default=1)
     return Block(number, count, encoded)
 

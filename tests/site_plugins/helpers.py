@@ -33,9 +33,9 @@ AIR = np.random.default_rng(0).normal(size=(40, 6, 5))
 
 
 def dataset() -> xr.Dataset:
-    return xr.Dataset(
-        {"air": (("time", "lat", "lon"), AIR)}, coords={"lat": np.arange(6.0)}
-    ).chunk(time=10)
+    return xr.Dataset({"air": (("time", "lat", "lon"), AIR)}, coords={"lat": np.arange(6.0)}).chunk(
+        time=10
+    )
 
 
 def as_message(frame: Frame, type_: Any = AnyJobEvent) -> Any:

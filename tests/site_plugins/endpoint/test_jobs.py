@@ -105,12 +105,18 @@ async def test_a_result_without_a_wire_form(north: Caller) -> None:
 
 async def test_the_exception_of_a_task_is_told(north: Caller) -> None:
     graph = Graph(
-        templates=(template(call("numpy.reshape", call("numpy.arange", Integer()), List((Integer(),)))),),
+        templates=(
+            template(call("numpy.reshape", call("numpy.arange", Integer()), List((Integer(),)))),
+        ),
         blocks=(block(0, 6, 7),),
     )
     _, last = await north.run(graph, 0)
     assert isinstance(last, Failure)
-    assert (last.reason, last.exception, last.site) == ("task_failed", "builtins.ValueError", "north")
+    assert (last.reason, last.exception, last.site) == (
+        "task_failed",
+        "builtins.ValueError",
+        "north",
+    )
     assert "cannot reshape array of size 6 into shape (7,)" in last.message
     assert last.traceback is not None
     assert 'File "numpy/_core/fromnumeric.py"' in last.traceback
@@ -195,7 +201,10 @@ async def test_unknown_variable(north: Caller) -> None:
             id="unknown operation",
         ),
         pytest.param(
-            Graph(templates=(graphs.ADD,), blocks=(block(0, 0, 0),)), 400, "malformed", id="to itself"
+            Graph(templates=(graphs.ADD,), blocks=(block(0, 0, 0),)),
+            400,
+            "malformed",
+            id="to itself",
         ),
         pytest.param(
             Graph(templates=(graphs.ADD,), blocks=(block(0, [1, 0], [1, 0]),)),
@@ -218,8 +227,10 @@ async def test_unknown_variable(north: Caller) -> None:
             id="too many tasks",
         ),
         pytest.param(
-            Graph(templates=(template(call("numpy.ones", Integer(), **{"_data_producer": True})),),
-                  blocks=(block(0, 1),)),
+            Graph(
+                templates=(template(call("numpy.ones", Integer(), **{"_data_producer": True})),),
+                blocks=(block(0, 1),),
+            ),
             400,
             "malformed",
             id="keyword of Dask's own",
@@ -384,7 +395,9 @@ async def test_a_quiet_job_beats() -> None:
         caller = Caller(federation, "north", federation.token["north"])
         graph = Graph(
             templates=(
-                template(call("numpy.linalg.svd", call("numpy.ones", List((Integer(), Integer()))))),
+                template(
+                    call("numpy.linalg.svd", call("numpy.ones", List((Integer(), Integer()))))
+                ),
             ),
             blocks=(block(0, 1200, 1200),),
         )

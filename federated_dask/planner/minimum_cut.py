@@ -1,0 +1,266 @@
+"""Which of several places each task should run at, so that the fewest bytes are moved.
+
+Every value has a size and is brought at most once to each place where it is
+needed.  With two places this is a minimum cut and solved exactly::
+
+        v ──size──► a ══∞══► c1        v at S, some consumer at T:  v→a is cut, once,
+                      ══∞══► c2        however many consumers are at T
+        c1 ══∞══► b ──size──► v        the same for v at T and consumers at S
+
+With more places it is solved by expansion moves (Boykov, Veksler and Zabih, "Fast
+approximate energy minimization via graph cuts", IEEE TPAMI 23, 2001): for one
+place after the other, the exact answer to "which tasks should change to this
+place, all others staying where they are?", until no such move helps.  Each move
+is a minimum cut; no move makes the total larger.
+
+Values shipped once per destination, not once per consumer: Pixida (Kloudas et
+al., VLDB 2015) calls these shared edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+__all__ = ["Value", "assign", "moved_cost"]
+
+MAX_ROUNDS = 8
+CAPACITY_SUM = 2**30
+"""scipy's capacities are 32-bit; costs are scaled so that their sum stays below this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value and who needs it.
+
+    Parameters
+    ----------
+    producer : int or None
+        Index of the item whose place makes it; None where the place is given.
+    place : hashable or None
+        Where it is made, if that is given.
+    size : float
+        Bytes.
+    consumers : tuple of int
+        Items that need it.
+    needed_at : frozenset
+        Places where it is needed in any case.
+    """
+
+    producer: int | None
+    place: Hashable | None
+    size: float
+    consumers: tuple[int, ...]
+    needed_at: frozenset[Hashable] = frozenset()
+
+
+Cost = Callable[[Hashable, Hashable], float]
+"""Cost per byte from one place to another."""
+
+
+def moved_cost(values: Sequence[Value], places: Sequence[Hashable], cost: Cost) -> float:
+    """Total cost of bringing every value wherever it is needed."""
+    total = 0.0
+    for value in values:
+        start = value.place if value.producer is None else places[value.producer]
+        ends = {places[item] for item in value.consumers} | value.needed_at
+        total += sum(value.size * cost(start, end) for end in ends if end != start)
+    return total
+
+
+def assign(
+    values: Sequence[Value],
+    places: Sequence[Hashable],
+    allowed: Sequence[frozenset[Hashable]],
+    cost: Cost,
+) -> list[Hashable]:
+    """Choose a place for every item.
+
+    Parameters
+    ----------
+    values : sequence of Value
+        What is made and needed.
+    places : sequence
+        Where every item is at first; must be allowed.
+    allowed : sequence of frozenset
+        Where every item may be.
+    cost : callable
+        Cost per byte between two places.
+
+    Returns
+    -------
+    list
+        A place for every item; exact where only two places take part.
+
+    Examples
+    --------
+    A large value at "a", a small one at "b", and one item that needs both:
+
+    >>> values = [Value(None, "a", 100, (0,)), Value(None, "b", 5, (0,)), Value(0, None, 1, (), frozenset({"h"}))]
+    >>> assign(values, ["h"], [frozenset({"h", "a", "b"})], lambda start, end: 1.0)
+    ['a']
+    """
+    current = list(places)
+    candidates = sorted({place for each in allowed for place in each}, key=str)
+    best = moved_cost(values, current, cost)
+    for _ in range(MAX_ROUNDS):
+        improved = False
+        for place in candidates:
+            moved = _expand(values, current, allowed, cost, place)
+            total = moved_cost(values, moved, cost)
+            if total < best * (1 - 1e-9) - 1e-9:
+                current, best, improved = moved, total, True
+        if not improved or len(candidates) <= 2:
+            break
+    return current
+
+
+class _Network:
+    """A flow network in the making; node 0 is "keep", node 1 is "change"."""
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.capacities: list[float] = []
+        self.size = 2
+
+    def node(self) -> int:
+        self.size += 1
+        return self.size - 1
+
+    def edge(self, start: int, end: int, capacity: float) -> None:
+        if start != end and capacity > 0:
+            self.starts.append(start)
+            self.ends.append(end)
+            self.capacities.append(capacity)
+
+    def kept(self) -> np.ndarray:
+        """Say of every node whether a minimum cut leaves it on the side of node 0."""
+        capacities = np.array(self.capacities)
+        finite = np.isfinite(capacities)
+        scale = CAPACITY_SUM / max(capacities[finite].sum(), 1.0)
+        scaled = np.where(finite, np.maximum(1, np.rint(capacities * min(scale, 1024.0))), 0)
+        # Above any finite cut, so never cut.
+        scaled[~finite] = min(scaled[finite].sum() + 1, 2**31 - 1)
+        shape = (self.size, self.size)
+        graph = csr_array(
+            (scaled.astype(np.int32), (self.starts, self.ends)), shape=shape, dtype=np.int32
+        )
+        residual = graph - maximum_flow(graph, 0, 1).flow
+        residual.data[residual.data < 0] = 0
+        residual.eliminate_zeros()
+        side = np.zeros(self.size, dtype=bool)
+        side[breadth_first_order(residual, 0, return_predecessors=False)] = True
+        return side
+
+
+def _expand(
+    values: Sequence[Value],
+    current: Sequence[Hashable],
+    allowed: Sequence[frozenset[Hashable]],
+    cost: Cost,
+    target: Hashable,
+) -> list[Hashable]:
+    """Find the best set of items to change to `target`."""
+    network = _Network()
+    nodes: dict[int, int] = {}
+    for item, place in enumerate(current):
+        if place == target:
+            nodes[item] = 1
+        elif target in allowed[item]:
+            nodes[item] = network.node()
+        else:
+            nodes[item] = 0
+    for value in values:
+        _add_value(network, value, current, nodes, cost, target)
+    if network.size == 2:
+        return list(current)
+    kept = network.kept()
+    return [
+        target if node > 1 and not kept[node] else place
+        for place, node in ((place, nodes[item]) for item, place in enumerate(current))
+    ]
+
+
+def _add_value(
+    network: _Network,
+    value: Value,
+    current: Sequence[Hashable],
+    nodes: Mapping[int, int],
+    cost: Cost,
+    target: Hashable,
+) -> None:
+    # Node of the producer: 0 keeps its place, 1 is at the target.
+    if value.producer is None:
+        start, producer = value.place, 1 if value.place == target else 0
+    else:
+        start, producer = current[value.producer], nodes[value.producer]
+    consumers: dict[Hashable, list[int]] = {}
+    for item in value.consumers:
+        consumers.setdefault(current[item], []).append(nodes[item])
+    for place in value.needed_at:
+        consumers.setdefault(place, []).append(1 if place == target else 0)
+    _bring_to_target(network, value.size * cost(start, target), producer, consumers)
+    for place, wanting in consumers.items():
+        if place == target:
+            continue
+        still = [node for node in wanting if node != 1]
+        if place == start:
+            # Brought back only if the producer changes and a consumer does not.
+            back = value.size * cost(target, place)
+            _any_kept(network, still, back, producer)
+        else:
+            # Brought wherever the producer is; dearer or cheaper from the target.
+            before, after = value.size * cost(start, place), value.size * cost(target, place)
+            _any_kept(network, still, min(before, after), 1)
+            if after > before:
+                _any_kept(network, still, after - before, producer)
+            elif before > after:
+                _any_kept_while_kept(network, still, before - after, producer)
+
+
+def _bring_to_target(
+    network: _Network, size: float, producer: int, consumers: Mapping[Hashable, Sequence[int]]
+) -> None:
+    """Cost if the producer keeps its place and some consumer is at the target."""
+    wanting = [node for nodes in consumers.values() for node in nodes if node != 0]
+    if producer == 1 or not wanting:
+        return
+    if 1 in wanting:
+        network.edge(producer, 1, size)
+        return
+    relay = network.node()
+    network.edge(producer, relay, size)
+    for node in wanting:
+        network.edge(relay, node, np.inf)
+
+
+def _any_kept(network: _Network, wanting: Sequence[int], size: float, end: int) -> None:
+    """Cost if some of `wanting` keep their place while `end` changes."""
+    if not wanting or size <= 0 or end == 0:
+        return
+    if 0 in wanting:
+        network.edge(0, end, size)
+        return
+    relay = network.node()
+    for node in wanting:
+        network.edge(node, relay, np.inf)
+    network.edge(relay, end, size)
+
+
+def _any_kept_while_kept(
+    network: _Network, wanting: Sequence[int], size: float, producer: int
+) -> None:
+    """Upper bound of the cost if a consumer and the producer both keep their places.
+
+    Not expressible exactly in a cut; counted if any consumer keeps its place,
+    which can only make staying look dearer than it is. `assign` takes a move only
+    if it lowers the true total.
+    """
+    if producer == 1:
+        return
+    _any_kept(network, wanting, size, 1)

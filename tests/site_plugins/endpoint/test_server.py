@@ -1,0 +1,121 @@
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federated_dask.errors import ConfigurationError
+from site_plugins.certificates import CertificateFiles, write_certificates
+from site_plugins.endpoint.server import EndpointServer
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/slow":
+        await asyncio.sleep(60)
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CertificateFiles:
+    return write_certificates(tmp_path)
+
+
+def make(files: CertificateFiles, **options: Any) -> EndpointServer:
+    return EndpointServer(
+        app,
+        "127.0.0.1",
+        0,
+        certificate=files.certificate,
+        private_key=files.private_key,
+        **{"header_seconds": 0.3, "stop_seconds": 0.5, **options},
+    )
+
+
+@pytest.fixture
+async def server(files: CertificateFiles) -> AsyncIterator[EndpointServer]:
+    server = make(files)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def connect(
+    server: EndpointServer, files: CertificateFiles
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = ssl.create_default_context(cafile=files.ca)
+    return await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_the_port_is_the_real_one(server: EndpointServer, files: CertificateFiles) -> None:
+    assert server.port
+    reader, writer = await connect(server, files)
+    writer.write(GET)
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("beginning", [b"", b"GET / HT", GET[:-2], GET + GET[:-2]])
+async def test_headers_have_a_deadline(
+    server: EndpointServer, files: CertificateFiles, beginning: bytes
+) -> None:
+    reader, writer = await connect(server, files)
+    if beginning.startswith(GET):
+        writer.write(GET)
+        await reader.readuntil(b"ok")
+        beginning = beginning.removeprefix(GET)
+        # The connection may stay open longer than the deadline between requests.
+        await asyncio.sleep(0.5)
+    for byte in beginning:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.001)
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_request_may_take_longer_than_its_headers(
+    files: CertificateFiles,
+) -> None:
+    server = make(files, header_seconds=0.1)
+    await server.start()
+    try:
+        reader, writer = await connect(server, files)
+        writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await reader.read()
+        writer.close()
+    finally:
+        await server.stop()
+
+
+async def test_stopping_is_bounded(files: CertificateFiles) -> None:
+    server = make(files)
+    await server.start()
+    _, writer = await connect(server, files)
+    writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(0.1)
+    start = time.monotonic()
+    await server.stop()
+    assert time.monotonic() - start < 10
+    writer.close()
+
+
+async def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
+    ours, others = write_certificates(tmp_path / "a"), write_certificates(tmp_path / "b")
+    server = EndpointServer(
+        app, "127.0.0.1", 0, certificate=ours.certificate, private_key=others.private_key
+    )
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        await server.start()
