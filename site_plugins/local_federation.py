@@ -8,6 +8,7 @@ the event loop of one background thread; workers are threads, or processes.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import re
 import socket
@@ -115,6 +116,9 @@ class LocalFederation:
             raise
         self.addresses = {name: site.address for name, site in self._sites.items()}
         self._finalizer = weakref.finalize(self, self._stack.close)
+        # Ours is to run before Dask's own clean-up at exit, which knows nothing of the thread.
+        self._finalizer.atexit = False
+        atexit.register(self._finalizer)
 
     def _start(self) -> dict[str, Site]:
         sites, loop = AsyncExitStack(), self._loop
@@ -156,6 +160,7 @@ class LocalFederation:
     def close(self) -> None:
         """Stop all sites and remove what was written; does nothing the second time."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
     def __enter__(self) -> LocalFederation:
         return self

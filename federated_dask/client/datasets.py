@@ -64,6 +64,9 @@ class RemoteVariable:
         Its shape.
     dtype : dtype
         Its dtype; texts and cftime dates have the object dtype.
+    egress_limit : int, optional
+        Bytes derived from its dataset that one job may release; no limit by
+        default.  The planner goes by it, the site enforces it.
 
     Examples
     --------
@@ -79,7 +82,9 @@ class RemoteVariable:
         source: SourceReference,
         shape: tuple[int, ...],
         dtype: np.dtype,
+        egress_limit: int | None = None,
     ) -> None:
+        self.egress_limit = egress_limit
         self.connection = connection
         self.source = source
         self.shape = shape
@@ -172,6 +177,11 @@ class FederatedBackendArray(BackendArray):
     def source(self) -> SourceReference:
         """Which stored variable it is."""
         return self.variable.source
+
+    @property
+    def egress_limit(self) -> int | None:
+        """Bytes derived from its dataset that one job may release."""
+        return self.variable.egress_limit
 
     def __dask_tokenize__(self) -> object:
         return self.variable.__dask_tokenize__()
@@ -400,7 +410,8 @@ def _remote(
     if len(described.dimensions) != len(described.shape):
         raise ValueError(f"variable {name!r} does not have one size for every dimension")
     source = SourceReference(connection.name, description.name, description.version, name)
-    return RemoteVariable(connection, source, described.shape, dtype)
+    limit = None if description.egress.tier == "open" else description.egress.limit or 0
+    return RemoteVariable(connection, source, described.shape, dtype, limit)
 
 
 def _encoding(described: VariableDescription) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from federated_dask.client.remote_errors import task_error
 from federated_dask.client.run_record import Link, RunRecord, SiteRun
 from federated_dask.errors import Reason, SiteUnavailable
 from federated_dask.planner.graph import Key, home_graph
+from federated_dask.planner.origins import derivations
 from federated_dask.planner.plan import Job, Plan
 from federated_dask.planner.sources import HOME, HeldReference
 from federated_dask.protocol import graph as wire
@@ -91,8 +92,10 @@ async def execute(
             hint="Allow more time with timeout=, or reduce the work; the sites were told to stop.",
         ) from error
     except BaseExceptionGroup as group:
-        # Jobs of a stage fail together once one of them does: the first says why.
-        raise _first(group) from None
+        # Jobs of a stage fail together once one of them does: the first says why.  Its
+        # cause, which tells what happened at the site, stays with it.
+        first = _first(group)
+        raise first from first.__cause__
     finally:
         run.let_go()
     seconds = time.perf_counter() - started
@@ -189,7 +192,7 @@ class _Run:
 
     def results(self) -> dict[Key, Any]:
         made: dict[Key, Any] = {}
-        datasets = self.plan.datasets_of() if self.held else []
+        datasets = derivations(self.plan.graph) if self.held else []
         for key, position in self.plan.graph.outputs.items():
             if position in self.values:
                 made[key] = self.values[position]

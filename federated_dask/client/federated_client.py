@@ -179,17 +179,22 @@ class FederatedClient:
         told = name if name is not None else await self._name_at(address)
         connection = self._make_connection(told, address, self._token_for(told, address, given))
         try:
-            description, catalogue = await asyncio.gather(
-                connection.describe_site(), connection.catalogue()
-            )
-        except NotAuthenticated:
-            # No token fits where the name is wrong; then the name is what to tell of.
-            if name is not None:
+            description, catalogue = await self._ask(connection)
+            _check_name(told, description.name, address)
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, NotAuthenticated) and name is not None:
+                # No token fits where the name is wrong; then the name is what to tell of.
                 _check_name(name, await self._name_at(address), address)
             raise
-        _check_name(told, description.name, address)
         self._connections[told] = connection
         return Site(told, address, description), catalogue
+
+    async def _ask(self, connection: SiteConnection) -> tuple[SiteDescription, Catalogue]:
+        async with _first_error(), asyncio.TaskGroup() as group:
+            description = group.create_task(connection.describe_site())
+            catalogue = group.create_task(connection.catalogue())
+        return description.result(), catalogue.result()
 
     async def _name_at(self, address: str) -> str:
         anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
@@ -207,7 +212,10 @@ class FederatedClient:
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
 
     def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
-        return SiteConnection(name, address, token, self._verify, self._timeout)
+        made = SiteConnection(name, address, token, self._verify, self._timeout)
+        known = self._connections.get(name)
+        # Open datasets use the connection that they were opened with: there is one to close.
+        return known if known is not None and known.parameters == made.parameters else made
 
     def _token_for(self, name: str, address: str, given: bool) -> str | None:
         if self._token is None or isinstance(self._token, str):
@@ -275,7 +283,8 @@ class FederatedClient:
         chunks : int, dict, "auto" or None, default "auto"
             As in `xarray.open_dataset`: ``"auto"`` joins storage chunks to
             sensible sizes, ``{}`` takes storage chunks, None gives arrays that
-            are downloaded when they are used.
+            are downloaded when they are used.  A dataset with texts has its
+            storage chunks for ``"auto"``.
         drop_variables : str or iterable of str, optional
             Variables to leave out.
 
@@ -295,7 +304,7 @@ class FederatedClient:
         """
         address = f"fed://{self._qualified(name)}"
 
-        def open_() -> xr.Dataset:
+        def open_as(chunks: Any) -> xr.Dataset:
             return xr.open_dataset(
                 address,
                 engine="federated",
@@ -303,6 +312,15 @@ class FederatedClient:
                 drop_variables=drop_variables,
                 backend_kwargs={"client": self},
             )
+
+        def open_() -> xr.Dataset:
+            try:
+                return open_as(chunks)
+            except NotImplementedError:
+                if not isinstance(chunks, str):
+                    raise
+                # Dask cannot tell how large texts are, and gives up on the whole dataset.
+                return open_as({})
 
         return asyncio.to_thread(open_) if self.asynchronous else open_()
 
@@ -705,7 +723,7 @@ class _first_error:  # noqa: N801
         traceback: TracebackType | None,
     ) -> Literal[False]:
         if isinstance(exc, BaseExceptionGroup):
-            raise exc.exceptions[0] from None
+            raise exc.exceptions[0] from exc.exceptions[0].__cause__
         return False
 
 

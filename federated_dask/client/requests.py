@@ -105,9 +105,15 @@ async def open_reply(
     with parameters.mapped_errors():
         response = await _send(parameters, user, counters, method, path, headers, body)
         async with response:
-            reply = Reply(response, parameters, counters)
-            await reply.check(accept)
-            yield reply
+            try:
+                reply = Reply(response, parameters, counters)
+                await reply.check(accept)
+                yield reply
+            finally:
+                # What is not wanted any more must not be received, and the site should know.
+                unfinished = response.connection
+                if unfinished is not None and unfinished.transport is not None:
+                    unfinished.transport.abort()
 
 
 async def _send(

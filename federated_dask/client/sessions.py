@@ -8,7 +8,9 @@ they share its open sockets.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import socket
 import ssl
 import weakref
 from collections.abc import Hashable
@@ -27,12 +29,26 @@ CONNECT_SECONDS = 15.0
 KEEPALIVE_SECONDS = 4.0
 """Below the 5 s after which uvicorn closes an idle connection, so that ours never races it."""
 READ_BUFFER = 2**18
+CLOSE_STEPS = 50
 
 
 @dataclass(eq=False)
 class _Entry:
     session: aiohttp.ClientSession
+    sockets: weakref.WeakSet[socket.socket]
     users: weakref.WeakSet[object] = field(default_factory=weakref.WeakSet)
+
+    async def close(self) -> None:
+        await self.session.close()
+        # A socket whose peer does not answer TLS's goodbye, or takes no bytes, would outlive the
+        # session by up to 30 s.
+        for last in list(self.sockets):
+            with contextlib.suppress(OSError):
+                last.shutdown(socket.SHUT_RDWR)
+        for _ in range(CLOSE_STEPS):
+            if all(last.fileno() < 0 for last in self.sockets):
+                return
+            await asyncio.sleep(0.01)
 
 
 _entries: dict[tuple[asyncio.AbstractEventLoop, Hashable], _Entry] = {}
@@ -59,9 +75,19 @@ def session_of(
         del _entries[place]
     entry = _entries.get((loop, key))
     if entry is None or entry.session.closed:
+        sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+        def new_socket(info: aiohttp.AddrInfoType) -> socket.socket:
+            made = socket.socket(*info[:3])
+            sockets.add(made)
+            return made
+
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=tls_context(trust), limit=0, keepalive_timeout=KEEPALIVE_SECONDS
+                ssl=tls_context(trust),
+                limit=0,
+                keepalive_timeout=KEEPALIVE_SECONDS,
+                socket_factory=new_socket,
             ),
             # Replies are not decompressed behind our back: frames bring their own, bounded,
             # compression, and counted is what crosses the wire.
@@ -73,7 +99,7 @@ def session_of(
             ),
             read_bufsize=READ_BUFFER,
         )
-        entry = _entries[loop, key] = _Entry(session)
+        entry = _entries[loop, key] = _Entry(session, sockets)
     entry.users.add(user)
     return entry.session
 
@@ -83,14 +109,16 @@ async def close_sessions(user: object, key: Hashable) -> None:
     here = asyncio.get_running_loop()
     for place, entry in list(_entries.items()):
         loop, other = place
-        entry.users.discard(user) if other == key else None
-        if other != key or entry.users or loop.is_closed():
+        if other != key:
+            continue
+        entry.users.discard(user)
+        if entry.users or loop.is_closed():
             continue
         _entries.pop(place, None)
         if loop is here:
-            await entry.session.close()
+            await entry.close()
         elif loop.is_running():
-            closing = asyncio.run_coroutine_threadsafe(entry.session.close(), loop)
+            closing = asyncio.run_coroutine_threadsafe(entry.close(), loop)
             await asyncio.wrap_future(closing)
 
 
@@ -99,7 +127,7 @@ async def _close_all() -> None:
     for place, entry in list(_entries.items()):
         if place[0] is here:
             del _entries[place]
-            await entry.session.close()
+            await entry.close()
 
 
 background.at_exit(_close_all)

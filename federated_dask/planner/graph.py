@@ -39,7 +39,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import ensure_dict, key_split
 
 from federated_dask.planner.programs import Foreign, Program, ProgramMaker
-from federated_dask.planner.sources import HeldReference, SourceReference, StoredFacts
+from federated_dask.planner.sources import HOME, HeldReference, SourceReference, StoredFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.operations import OperationTable
 
@@ -58,6 +58,7 @@ Key: TypeAlias = Hashable
 Leaf: TypeAlias = SourceReference | HeldReference | Any
 """An operand that is no task: a stored variable, a held result, or a constant."""
 
+AT_HOME = frozenset({HOME})
 LARGEST_CONSTANT = 64 * 1024
 """Arrays of the researcher's own above this many bytes are data at home, not constants."""
 
@@ -214,11 +215,15 @@ def _meeting_points(graph: HighLevelGraph, table: OperationTable) -> set[Hashabl
         sites[name] = frozenset(found).union(
             *(sites.get(below, frozenset()) for below in graph.dependencies[name])
         )
+        if sites[name] and isinstance(layer, Blockwise) and _is_foreign(layer, table):
+            # Its results are at home, and may meet data of its site again.
+            sites[name] = AT_HOME
     kept: set[Hashable] = set()
     for name, layer in graph.layers.items():
         if isinstance(layer, Blockwise):
             inputs = {below: sites[below] for below in graph.dependencies[name] if sites[below]}
-            if len(set(inputs.values())) > 1 or inputs and _is_foreign(layer, table):
+            is_foreign = sites[name] == AT_HOME and inputs
+            if len(set(inputs.values())) > 1 or is_foreign:
                 kept.update(inputs)
     return kept
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from federated_dask.planner.graph import PlanGraph, PlanTask
 from federated_dask.planner.nodes import uses
-from federated_dask.planner.sources import HOME, SiteFacts
+from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
 from federated_dask.protocol import graph as wire
 
-__all__ = ["Availability", "origins"]
+__all__ = ["Availability", "Dataset", "derivations", "origins"]
 
 AT_HOME = frozenset({HOME})
 
@@ -78,4 +79,33 @@ def origins(
             if not available.can_run(task, site):
                 places = AT_HOME
         result.append(places)
+    return result
+
+
+class Dataset(NamedTuple):
+    """A dataset of which something may leave its site, or not."""
+
+    site: str
+    name: str
+    egress_limit: int | None
+    """Bytes that one job may release; None for no limit."""
+
+
+def derivations(graph: PlanGraph) -> list[frozenset[Dataset]]:
+    """Name, for every task, the datasets from which its result derives."""
+    result: list[frozenset[Dataset]] = []
+    for task in graph.tasks:
+        own = {
+            Dataset(source.site, source.dataset, graph.stored[source].egress_limit)
+            for source in task.sources
+        }
+        if task.held_at is not None and task.program is not None:
+            leaf = graph.leaves[-1 - task.program.references[0]]
+            if isinstance(leaf, HeldReference):
+                own.update(Dataset(leaf.site, *each) for each in leaf.datasets)
+        below = [result[dependency] for dependency in task.dependencies]
+        if not own and below and all(other == below[0] for other in below):
+            result.append(below[0])
+        else:
+            result.append(frozenset(own).union(*below))
     return result

@@ -2,8 +2,9 @@
 
 Data decides: a task whose inputs all come from one site runs there.  A task
 without data of a site runs wherever it is needed, at several places if need be.
-Where places meet, the task runs where fewer bytes have to be brought, each value
-counted once per destination; a task to which two sites contribute runs at home.
+Tasks in which places meet, and what follows from them, are placed together so
+that the fewest bytes are moved (`minimum_cut`), each value counted once per
+destination; a first placement, task by task, is where that search begins.
 
 A stage ends where a value changes place: what a task needs from elsewhere was
 made in an earlier stage.
@@ -11,11 +12,13 @@ made in an earlier stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from federated_dask.planner.graph import PlanGraph
-from federated_dask.planner.origins import Availability, origins
+from federated_dask.planner.minimum_cut import Value, assign
+from federated_dask.planner.origins import Availability, Dataset, derivations, origins
 from federated_dask.planner.sizes import read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
@@ -37,7 +40,9 @@ def place(
     graph: PlanGraph,
     sizes: list[int],
     facts: Mapping[str, SiteFacts],
+    *,
     prefer: str | None = None,
+    hold: bool = False,
 ) -> Placement:
     """Place every task.
 
@@ -51,12 +56,14 @@ def place(
         The sites.
     prefer : str, optional
         A site that runs whatever it can, whatever that moves.
+    hold : bool, default False
+        Requested results stay where they are made.
 
     Returns
     -------
     Placement
     """
-    return _Placer(graph, sizes, facts, prefer).run()
+    return _Placer(graph, sizes, facts, prefer, hold).run()
 
 
 class _Placer:
@@ -66,6 +73,7 @@ class _Placer:
         sizes: list[int],
         facts: Mapping[str, SiteFacts],
         prefer: str | None,
+        hold: bool,
     ) -> None:
         self.graph = graph
         self.sizes = sizes
@@ -76,17 +84,77 @@ class _Placer:
         self.stages: list[int] = []
         self.reasons: dict[int, str] = {}
         self.brought: set[tuple[int, str]] = set()
+        self.hold = hold
+        self.weights = _weights(graph, sizes)
 
     def run(self) -> Placement:
         for position in range(len(self.graph.tasks)):
             place = self.choose(position)
             self.places.append(place)
-            self.stages.append(self.stage(position, place))
             if place is not None:
                 self.brought.update(
                     (dependency, place) for dependency in self.elsewhere(position, place)
                 )
+        if self.prefer is None:
+            self.improve([p for p, where in enumerate(self.origins) if len(where) > 1])
+        for position, place in enumerate(self.places):
+            self.stages.append(self.stage(position, place))
         return Placement(self.places, self.stages, self.reasons)
+
+    def improve(self, meeting: list[int]) -> None:
+        """Move the tasks in which places meet to where the fewest bytes have to be brought."""
+        if not meeting:
+            return
+        item = {position: number for number, position in enumerate(meeting)}
+        sites = {place for position in meeting for place in self.origins[position]} - {HOME}
+        allowed = [self.allowed(position, sites) for position in meeting]
+        first = [self.places[position] or HOME for position in meeting]
+        chosen = assign(self.values_around(item), first, allowed, self.cost)
+        for position, place in zip(meeting, chosen, strict=True):
+            self.places[position] = str(place)
+            if place != HOME:
+                self.reasons.pop(position, None)
+            elif position not in self.reasons and not self.graph.tasks[position].finalise:
+                self.reasons[position] = "bringing its inputs home moves fewer bytes"
+
+    def allowed(self, position: int, sites: set[str]) -> frozenset[str]:
+        """Places that can run a task."""
+        task = self.graph.tasks[position]
+        return frozenset({HOME, *(site for site in sites if self.available.can_run(task, site))})
+
+    def values_around(self, item: Mapping[int, int]) -> list[Value]:
+        """Describe the results that the meeting tasks make and need."""
+        consumers: dict[int, list[int]] = {}
+        needed_at: dict[int, set[str]] = {}
+        wanted = set() if self.hold else set(self.graph.outputs.values())
+        for position, task in enumerate(self.graph.tasks):
+            place = self.places[position]
+            for below in task.dependencies:
+                if position in item:
+                    consumers.setdefault(below, []).append(item[position])
+                elif place is not None:
+                    needed_at.setdefault(below, set()).add(place)
+        values = []
+        for position in {*consumers, *item}:
+            place = self.places[position]
+            if place is None:
+                continue
+            ends = needed_at.get(position, set()) | ({HOME} if position in wanted else set())
+            values.append(
+                Value(
+                    producer=item.get(position),
+                    place=None if position in item else place,
+                    size=self.weights[position],
+                    consumers=tuple(dict.fromkeys(consumers.get(position, ()))),
+                    needed_at=frozenset(ends),
+                )
+            )
+        return values
+
+    @staticmethod
+    def cost(start: Hashable, end: Hashable) -> float:
+        """Cost per byte of a link; from site to site, values are relayed by home."""
+        return 1.0 if HOME in (start, end) else 2.0
 
     def choose(self, position: int) -> str | None:
         where = self.origins[position]
@@ -154,3 +222,25 @@ class _Placer:
             if other is not None:
                 latest = max(latest, self.stages[below] + (other != place))
         return latest
+
+
+FORBIDDEN = 1000.0
+"""Factor by which moving what may not leave its site is dearer than anything else."""
+
+
+def _weights(graph: PlanGraph, sizes: list[int]) -> list[float]:
+    """Bytes of every result, made dear where what is like it may not leave its site."""
+    datasets = derivations(graph)
+    totals: Counter[tuple[str, Dataset]] = Counter()
+    limited = []
+    for position, (task, size) in enumerate(zip(graph.tasks, sizes, strict=True)):
+        for dataset in datasets[position]:
+            if dataset.egress_limit is not None:
+                totals[task.label, dataset] += size
+                limited.append((position, dataset))
+    weights = [float(size) for size in sizes]
+    for position, dataset in limited:
+        limit = dataset.egress_limit
+        if limit is not None and totals[graph.tasks[position].label, dataset] > limit:
+            weights[position] = sizes[position] * FORBIDDEN
+    return weights

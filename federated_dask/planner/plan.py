@@ -13,29 +13,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.planner.encoding import encode_graph
 from federated_dask.planner.graph import Key, PlanGraph, lower
+from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import Placement, place
 from federated_dask.planner.reductions import split_reductions
 from federated_dask.planner.sizes import estimate_sizes, read_bytes
-from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
+from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = ["Job", "Plan", "make_plan"]
-
-
-class Dataset(NamedTuple):
-    """A dataset of which something may leave its site, or not."""
-
-    site: str
-    name: str
-    egress_limit: int | None
 
 
 @dataclass
@@ -149,25 +142,6 @@ class Plan:
             counts[task.label, reason] += 1
         return [(label, reason, count) for (label, reason), count in counts.most_common()]
 
-    def datasets_of(self) -> list[frozenset[Dataset]]:
-        """Name, for every task, the datasets from which its result derives."""
-        result: list[frozenset[Dataset]] = []
-        for task in self.graph.tasks:
-            own = {
-                Dataset(source.site, source.dataset, self.graph.stored[source].egress_limit)
-                for source in task.sources
-            }
-            if task.held_at is not None and task.program is not None:
-                leaf = self.graph.leaves[-1 - task.program.references[0]]
-                if isinstance(leaf, HeldReference):
-                    own.update(Dataset(leaf.site, *each) for each in leaf.datasets)
-            below = [result[dependency] for dependency in task.dependencies]
-            if not own and below and all(other == below[0] for other in below):
-                result.append(below[0])
-            else:
-                result.append(frozenset(own).union(*below))
-        return result
-
 
 def make_plan(
     expression: Any,
@@ -207,7 +181,7 @@ def make_plan(
     """
     graph = split_reductions(lower(expression, keys, table), facts)
     sizes = estimate_sizes(graph)
-    placement = place(graph, sizes, facts, prefer)
+    placement = place(graph, sizes, facts, prefer=prefer, hold=hold)
     stages = 1 + max(placement.stages, default=0)
     plan = Plan(
         graph,
@@ -287,7 +261,7 @@ def _connect(plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own:
 
 
 def _check_egress(plan: Plan) -> None:
-    datasets = plan.datasets_of()
+    datasets = derivations(plan.graph)
     leaving: Counter[Dataset] = Counter()
     largest: dict[Dataset, int] = {}
     for stage in plan.jobs:

@@ -70,6 +70,12 @@ COMBINE = {
 }
 """Aggregating operation to the operation that combines for it."""
 
+ALIKE = {
+    _REDUCTIONS + "chunk_max": "numpy.max",
+    _REDUCTIONS + "chunk_min": "numpy.min",
+}
+"""Combining operation to another that combines the same way: in the tree below it."""
+
 CONCATENATE = "dask.array.core._concatenate2"
 FLOX_AGGREGATE = "flox.dask._aggregate"
 FLOX_COMBINE = frozenset({"flox.dask._grouped_combine", "flox.dask._simple_combine"})
@@ -167,7 +173,7 @@ class _Splitter:
         while stack:
             position = stack.pop()
             below = self.nodes.get(position)
-            if below is not None and below.operation == combining and below.depth == node.depth:
+            if below is not None and below.depth == node.depth and _same(below, combining):
                 self.absorbed.add(position)
                 stack.extend(reversed(below.inputs))
             else:
@@ -274,6 +280,10 @@ class _Splitter:
             node=aggregate_node(task, keys, node.depth),
         )
         self.changed = True
+
+
+def _same(below: TreeNode, combining: str) -> bool:
+    return combining in (below.operation, ALIKE.get(below.operation))
 
 
 def _combining(node: TreeNode) -> str | None:

@@ -79,11 +79,19 @@ def failure_of_task(
     datasets = list(datasets)
     return Failure(
         reason=Reason.TASK_FAILED,
-        message=scrubbed(str(error), site, datasets)[:LONGEST_MESSAGE],
+        message=scrubbed(_text(error), site, datasets)[:LONGEST_MESSAGE],
         site=site,
         exception=name,
         traceback="".join(_frames(trace, site, datasets)),
     )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        # Not every class survives the way from a worker whole; numpy's AxisError does not.
+        return f"{type(error).__name__}{error.args!r}"
 
 
 def scrubbed(text: str, site: str, datasets: Iterable[StoredDataset]) -> str:

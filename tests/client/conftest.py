@@ -15,6 +15,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from federated_dask.client import loop, sessions
 from federated_dask.client.connection import SiteConnection
 from federated_dask.protocol.frames import FrameDecoder, decode_message, encode_frame
 from federated_dask.protocol.messages import (
@@ -27,8 +28,11 @@ from federated_dask.protocol.messages import (
     SiteDescription,
 )
 from federated_dask.protocol.values import encode_value
+from federated_dask import FederatedClient
+from site_plugins import LocalFederation
 from site_plugins.datasets import StoredDataset
 from site_plugins.descriptions import describe
+from tests.client.sites import start_federation
 
 TOKEN = "good-token"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -51,6 +55,11 @@ class ServerThread:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for _ in range(500):
+                # All that is left is the loop's own wake-up pipe.
+                if len(self.loop._selector.get_map()) <= 1:
+                    break
+                await asyncio.sleep(0.01)
 
         self.run(cancel_all())
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -177,6 +186,11 @@ class StubSite:
         return web.Response(status=204)
 
 
+def close_sessions() -> None:
+    """Close what the background loop opened, so that each test starts without sockets."""
+    loop.sync(sessions._close_all())
+
+
 @pytest.fixture(scope="session")
 def authority() -> trustme.CA:
     return trustme.CA()
@@ -238,6 +252,7 @@ def address(
 
     runner, port = server_thread.run(start())
     yield f"https://localhost:{port}"
+    close_sessions()
     server_thread.run(runner.cleanup())
 
 
@@ -255,9 +270,11 @@ def misbehaving(
 ) -> Iterator[Callable[..., str]]:
     """Serve connections by a handler of raw bytes; give the address."""
     servers: list[asyncio.Server] = []
+    writers: list[asyncio.StreamWriter] = []
 
     def serve(handler: Handler, *, tls: ssl.SSLContext | None = server_tls) -> str:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
             with contextlib.suppress(ConnectionError, asyncio.CancelledError, ssl.SSLError):
                 await handler(reader, writer)
             writer.close()
@@ -273,17 +290,26 @@ def misbehaving(
 
     yield serve
 
-    async def close(server: asyncio.Server) -> None:
-        server.close()
+    async def close() -> None:
+        for server in servers:
+            server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.05)
 
-    for server in servers:
-        server_thread.run(close(server))
+    server_thread.run(close())
 
 
-@pytest.fixture(autouse=True)
-def close_everything_at_the_end() -> Iterator[None]:
-    """Close what the background loop opened, so that each test starts without sockets."""
-    yield
-    from federated_dask.client import loop, sessions
+@pytest.fixture(scope="session")
+def federation() -> Iterator[LocalFederation]:
+    """Real sites; see `tests.client.sites`."""
+    with start_federation() as running:
+        yield running
 
-    loop.sync(sessions._close_all())
+
+@pytest.fixture
+def fed(federation: LocalFederation) -> Iterator[FederatedClient]:
+    """The current client, of real sites."""
+    with FederatedClient(federation, timeout=20, progress=False) as client:
+        client.federation = federation
+        yield client

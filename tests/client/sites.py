@@ -33,14 +33,20 @@ def made_up(seed: int) -> xr.Dataset:
     wind[random.random(shape) < 0.1] = np.nan
     wind[3, 2] = np.nan
     dims = ("time", "lat", "lon")
-    return xr.Dataset(
+    made = xr.Dataset(
         {
             "wind": (dims, wind, {"units": "m s-1"}),
             "height": (dims, random.normal(0, 1, shape).astype("float32")),
             "count": (dims, random.integers(0, 50, shape, dtype="int32")),
             "wet": (dims, random.random(shape) < 0.5),
-            "seen": (("time", "lat"), pd.date_range("2001-01-01", periods=120, freq="h", unit="ns").values.reshape(20, 6)),
-            "station": ("lat", np.array([f"station {i}, ångström" for i in range(6)], dtype=object)),
+            "seen": (
+                ("time", "lat"),
+                pd.date_range("2001-01-01", periods=120, freq="h", unit="ns").values.reshape(20, 6),
+            ),
+            "station": (
+                "lat",
+                np.array([f"station {i}, ångström" for i in range(6)], dtype=object),
+            ),
             "constant": ((), np.float64(seed)),
         },
         coords={
@@ -50,6 +56,8 @@ def made_up(seed: int) -> xr.Dataset:
         },
         attrs={"title": f"made up {seed}"},
     ).chunk(PARTS)
+    names = [f"station {number}, ångström" for number in range(6)]
+    return made.assign(station=("lat", np.array(names, dtype=object)))
 
 
 def wide(seed: int) -> xr.Dataset:
@@ -91,7 +99,9 @@ def start_federation(**sites: Mapping[str, Any]) -> LocalFederation:
                 },
             },
             "ocean": {
-                "datasets": {"sst": {"path": SAMPLES / "ostia_monthly.nc", "title": "Sea", **undecoded}}
+                "datasets": {
+                    "sst": {"path": SAMPLES / "ostia_monthly.nc", "title": "Sea", **undecoded}
+                }
             },
         }
     )
@@ -221,7 +231,9 @@ def assert_same(found: Any, expected: Any, rtol: float = 1e-6, atol: float = 0.0
             assert other.dtype == variable.dtype, name
             assert other.attrs == variable.attrs, name
             if variable.dtype == object:
-                assert [type(x) for x in other.values.flat] == [type(x) for x in variable.values.flat]
+                assert [type(x) for x in other.values.flat] == [
+                    type(x) for x in variable.values.flat
+                ]
     else:
         np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
         assert np.asarray(found).dtype == np.asarray(expected).dtype

@@ -455,7 +455,7 @@ class TestTransportErrors:
     async def test_old_tls(self, misbehaving: Serve, authority, ca: str) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("localhost").configure_cert(context)
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
             context.maximum_version = ssl.TLSVersion.TLSv1_1
         context.set_ciphers("ALL:@SECLEVEL=0")
 
@@ -548,7 +548,9 @@ class TestTransportErrors:
         assert error.reason == Reason.CONNECTION_LOST
 
 
-def head(media_type: str, length: int | None = None, status: str = "200 OK", more: str = "") -> bytes:
+def head(
+    media_type: str, length: int | None = None, status: str = "200 OK", more: str = ""
+) -> bytes:
     lengths = "" if length is None else f"Content-Length: {length}\r\n"
     return f"HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\n{lengths}{more}\r\n".encode()
 

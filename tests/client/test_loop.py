@@ -18,9 +18,7 @@ async def where() -> tuple[str, asyncio.AbstractEventLoop]:
 
 def test_one_loop_for_all_threads() -> None:
     found = [loop.sync(where())]
-    threads = [
-        threading.Thread(target=lambda: found.append(loop.sync(where()))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(loop.sync(where()))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

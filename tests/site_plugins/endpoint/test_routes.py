@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import ssl
 from pathlib import Path
@@ -279,6 +280,8 @@ async def test_a_body_that_breaks_off(north: Caller) -> None:
     writer.write(head.encode() + b"Content-Length: 10000\r\n\r\nFDF1")
     await writer.drain()
     writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
     # The site is none the worse for it.
     assert (await north.json("/health"))["status"] == "ok"
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -52,6 +53,12 @@ async def connect(
     return await asyncio.open_connection("127.0.0.1", server.port, ssl=context)
 
 
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -60,8 +67,7 @@ async def test_the_port_is_the_real_one(server: EndpointServer, files: Certifica
     reader, writer = await connect(server, files)
     writer.write(GET)
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-    writer.close()
-    await writer.wait_closed()
+    await close(writer)
 
 
 @pytest.mark.parametrize("beginning", [b"", b"GET / HT", GET[:-2], GET + GET[:-2]])
@@ -80,7 +86,7 @@ async def test_headers_have_a_deadline(
         await asyncio.sleep(0.001)
     async with asyncio.timeout(10):
         assert await reader.read() == b""
-    writer.close()
+    await close(writer)
 
 
 async def test_a_request_may_take_longer_than_its_headers(
@@ -94,7 +100,7 @@ async def test_a_request_may_take_longer_than_its_headers(
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await reader.read()
-        writer.close()
+        await close(writer)
     finally:
         await server.stop()
 
@@ -109,7 +115,7 @@ async def test_stopping_is_bounded(files: CertificateFiles) -> None:
     start = time.monotonic()
     await server.stop()
     assert time.monotonic() - start < 10
-    writer.close()
+    await close(writer)
 
 
 async def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+"""Sites without processes: fake stored variables, and a plain interpreter of what crosses.
+
+`Federation.run` takes a plan the way a client does.  Every job really becomes bytes, is
+decoded and checked as an endpoint does it, and is then evaluated task by task by
+`evaluate`, the shortest reading of the wire format there is; results become bytes again.
+"""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import dask
+import numpy as np
+from dask.local import get_sync
+from toolz import compose
+
+from federated_dask.planner.graph import home_graph
+from federated_dask.planner.plan import Job, Plan, make_plan
+from federated_dask.planner.sources import HOME, SiteFacts, SourceReference
+from federated_dask.protocol import graph as wire
+from federated_dask.protocol.dtypes import decode_dtype
+from federated_dask.protocol.frames import FrameDecoder, decode_message, encode_frame
+from federated_dask.protocol.graph import check_graph
+from federated_dask.protocol.limits import Limits
+from federated_dask.protocol.messages import JobSubmission, Result
+from federated_dask.protocol.operations import operation_table
+from federated_dask.protocol.values import decode_value, encode_value
+
+TABLE = operation_table()
+
+
+class FakeVariable:
+    """A stored variable as the client shows it to Dask."""
+
+    def __init__(
+        self, federation: "Federation", source: SourceReference, egress_limit: int | None = None
+    ) -> None:
+        values = federation.stored[source]
+        self.federation = federation
+        self.source = source
+        self.egress_limit = egress_limit
+        self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        values = self.federation.stored[self.source][index]
+        self.federation.read_from_home += values.nbytes
+        return values
+
+
+@dataclass
+class Federation:
+    """Sites' data, and what happened."""
+
+    operations: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Operations of sites that do not have all."""
+    stored: dict[SourceReference, np.ndarray] = field(default_factory=dict)
+    read_from_home: int = 0
+    crossed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Bytes on every link."""
+    messages: list[tuple[JobSubmission, list[bytearray]]] = field(default_factory=list)
+    prefer: str | None = None
+
+    def variable(
+        self, site: str, values: np.ndarray, name: str = "v", egress_limit: int | None = None
+    ) -> FakeVariable:
+        source = SourceReference(site, "data", "1", name)
+        self.stored[source] = values
+        return FakeVariable(self, source, egress_limit)
+
+    @property
+    def facts(self) -> dict[str, SiteFacts]:
+        names = {source.site for source in self.stored}
+        return {
+            name: SiteFacts(name, self.operations.get(name, frozenset(TABLE.names)))
+            for name in sorted(names)
+        }
+
+    def plan(self, *collections: Any, hold: bool = False) -> Plan:
+        """Plan a compute the way Dask would ask for it."""
+        found: list[Plan] = []
+
+        def scheduler(expression: Any, keys: Any, **_: Any) -> None:
+            found.append(
+                make_plan(expression, keys, self.facts, TABLE, hold=hold, prefer=self.prefer)
+            )
+            raise _Planned
+
+        with dask.config.set(scheduler=scheduler):
+            try:
+                dask.compute(*collections)
+            except _Planned:
+                return found[0]
+        raise AssertionError("nothing was to be computed")
+
+    def compute(self, *collections: Any) -> Any:
+        """Compute through plans; give back what `dask.compute` would."""
+
+        def scheduler(expression: Any, keys: Any, **_: Any) -> Any:
+            plan = make_plan(expression, keys, self.facts, TABLE, prefer=self.prefer)
+            made = self.run(plan)
+            return _shaped(keys, made)
+
+        with dask.config.set(scheduler=scheduler):
+            return dask.compute(*collections)
+
+    def run(self, plan: Plan) -> dict[Any, Any]:
+        """Run a plan; give the requested keys' results."""
+        values: dict[int, Any] = {}
+        held: dict[int, wire.Held] = {}
+        leases: dict[wire.Held, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for stage, (jobs, home) in enumerate(zip(plan.jobs, plan.home, strict=True)):
+                for number, job in enumerate(jobs):
+                    self._run_job(plan, job, values, held, leases, f"{stage}-{number}")
+                self._run_home(plan, home, values)
+        return {
+            key: values[position] if position in values else leases[held[position]]
+            for key, position in plan.graph.outputs.items()
+        }
+
+    def _run_job(
+        self,
+        plan: Plan,
+        job: Job,
+        values: dict[int, Any],
+        held: dict[int, wire.Held],
+        leases: dict[wire.Held, Any],
+        lease: str,
+    ) -> None:
+        submission, buffers = plan.submission(
+            job,
+            {position: values[position] for position in job.values},
+            {position: held[position] for position in job.earlier},
+        )
+        sent = b"".join(bytes(piece) for piece in encode_frame(submission, buffers))
+        self.crossed[HOME, job.site] += len(sent)
+        results = self.serve(job.site, sent, leases)
+        outputs = job.outputs
+        for number, (output, result) in enumerate(results):
+            if output.hold:
+                held[outputs[number]] = wire.Held(lease, number)
+                leases[wire.Held(lease, number)] = result
+            if output.release:
+                reply = bytes_of(number, result)
+                self.crossed[job.site, HOME] += len(reply)
+                [frame] = FrameDecoder().feed(reply)
+                event = decode_message(frame, Result)
+                values[outputs[event.output]] = decode_value(event.value, frame.buffers, TABLE)
+
+    def serve(self, site: str, sent: bytes, leases: Mapping[wire.Held, Any]) -> list[Any]:
+        """Do what an endpoint and its workers do."""
+        [frame] = FrameDecoder().feed(sent)
+        submission = decode_message(frame, JobSubmission)
+        self.messages.append((submission, frame.buffers))
+        graph = submission.graph
+        table = TABLE.only(self.facts[site].operations)
+        checked = check_graph(graph, table, Limits())
+        operands: list[Any] = [
+            self.stored[SourceReference(site, each.dataset, each.version, each.variable)]
+            for each in graph.sources
+        ]
+        operands += [decode_value(value, frame.buffers, table) for value in graph.values]
+        operands += [leases[each] for each in graph.held]
+        for block in checked.blocks:
+            template = graph.templates[block.template]
+            for references, integers in zip(block.references, block.integers, strict=True):
+                arguments = [operands[number] for number in references]
+                operands.append(evaluate(template, arguments, integers.tolist()))
+        return [(output, operands[graph.first_task + output.task]) for output in submission.outputs]
+
+    def _run_home(self, plan: Plan, tasks: Sequence[int], values: dict[int, Any]) -> None:
+        own = set(tasks)
+        needed = {below for p in tasks for below in plan.graph.tasks[p].dependencies} - own
+        nodes = home_graph(plan.graph, tasks, {p: values[p] for p in needed})
+        keys = [plan.graph.tasks[p].key for p in tasks]
+        values.update(zip(tasks, get_sync(nodes, keys), strict=True))
+
+
+class _Planned(Exception):
+    pass
+
+
+def _shaped(keys: Any, made: Mapping[Any, Any]) -> Any:
+    return [_shaped(key, made) for key in keys] if isinstance(keys, list) else made[keys]
+
+
+def bytes_of(number: int, result: Any) -> bytes:
+    buffers: list[Any] = []
+    message = Result(output=number, value=encode_value(result, buffers, TABLE))
+    return b"".join(bytes(piece) for piece in encode_frame(message, buffers))
+
+
+def evaluate(template: wire.Template, references: Sequence[Any], integers: Sequence[int]) -> Any:
+    """Evaluate one task."""
+    holes = _Holes(iter(references), iter(integers), [])
+    for step in template.steps:
+        holes.steps.append(_value(step, holes))
+    return holes.steps[-1]
+
+
+@dataclass
+class _Holes:
+    references: Iterator[Any]
+    integers: Iterator[int]
+    steps: list[Any]
+
+
+def _value(node: Any, holes: _Holes) -> Any:
+    match node:
+        case wire.Reference():
+            return next(holes.references)
+        case wire.Integer():
+            return next(holes.integers)
+        case wire.Local(step):
+            return holes.steps[step]
+        case wire.Number(value):
+            return value
+        case wire.Float(text):
+            return float.fromhex(text)
+        case wire.Bytes(data):
+            return data
+        case wire.Scalar(dtype, data):
+            return np.frombuffer(data, decode_dtype(dtype), 1)[0]
+        case wire.DataType(dtype):
+            return decode_dtype(dtype)
+        case wire.EllipsisNode():
+            return ...
+        case wire.Operation(name):
+            return TABLE.lookup(name)
+    parts = [_value(child, holes) for child in wire.children(node)]
+    match node:
+        case wire.Slice():
+            return slice(*parts)
+        case wire.List():
+            return parts
+        case wire.Tuple():
+            return tuple(parts)
+        case wire.Dictionary():
+            return dict(zip(parts[::2], parts[1::2], strict=True))
+        case wire.Compose():
+            return compose(*parts)
+        case wire.Partial() | wire.Call():
+            function, *rest = parts
+            count = len(node.arguments)
+            names = [name for name, _ in node.keywords]
+            bound = partial(function, *rest[:count], **dict(zip(names, rest[count:], strict=True)))
+            return bound() if isinstance(node, wire.Call) else bound
+    return node
+
+
+def chunk_count(chunks: Sequence[Sequence[int]]) -> int:
+    return math.prod(len(sizes) for sizes in chunks)

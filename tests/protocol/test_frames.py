@@ -1,0 +1,225 @@
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol._zstd import compress
+from federated_dask.protocol.frames import (
+    MAGIC,
+    PREFIX,
+    Frame,
+    FrameDecoder,
+    decode_message,
+    encode_frame,
+)
+from federated_dask.protocol.limits import Limits
+from federated_dask.protocol.messages import AnyJobEvent, Failure, JobSubmission, Progress
+
+BUFFERS = st.lists(
+    st.one_of(st.binary(max_size=200), st.integers(0, 5000).map(lambda size: b"\0" * size)),
+    max_size=6,
+)
+
+
+def whole(message: msgspec.Struct, buffers: list[bytes]) -> bytes:
+    return b"".join(bytes(piece) for piece in encode_frame(message, buffers))
+
+
+def raw(header: bytes, size: int | None = None) -> bytes:
+    return PREFIX.pack(MAGIC, len(header), len(header) if size is None else size) + header
+
+
+def announced(*sizes: tuple[int, int], message: object = None) -> bytes:
+    return raw(msgspec.msgpack.encode([message, list(sizes)]))
+
+
+@contextmanager
+def allocating_at_most(size: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size
+
+
+@given(frames=st.lists(st.tuples(st.text(max_size=300), BUFFERS), max_size=4), data=st.data())
+def test_frames_come_back_however_the_stream_is_cut(
+    frames: list[tuple[str, list[bytes]]], data: st.DataObject
+) -> None:
+    stream = b"".join(
+        whole(Failure(reason="internal", message=text), buffers) for text, buffers in frames
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    decoder = FrameDecoder()
+    received: list[Frame] = []
+    for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        received += decoder.feed(stream[start:stop])
+    decoder.close()
+    assert [(decode_message(f, Failure).message, [bytes(b) for b in f.buffers]) for f in received] == [
+        (text, buffers) for text, buffers in frames
+    ]
+
+
+def test_byte_by_byte() -> None:
+    buffers = [b"", b"x", b"\0" * 300, b""]
+    decoder = FrameDecoder()
+    frames = [f for byte in whole(Progress(done=1, total=2), buffers) for f in decoder.feed(bytes([byte]))]
+    assert [bytes(buffer) for buffer in frames[0].buffers] == buffers
+
+
+def test_many_buffers_fed_in_small_pieces_take_linear_time() -> None:
+    buffers = [b"x"] * 20_000
+    stream = whole(Progress(done=1, total=2), buffers)
+    decoder = FrameDecoder()
+    frames = [f for start in range(0, len(stream), 7) for f in decoder.feed(stream[start : start + 7])]
+    assert len(frames[0].buffers) == 20_000
+
+
+def test_what_shrinks_is_compressed_and_what_does_not_is_not() -> None:
+    noise = np.random.default_rng(0).bytes(300_000)
+    assert len(whole(Progress(done=1, total=2), [b"\0" * 300_000])) < 1000
+    stream = whole(Progress(done=1, total=2), [noise])
+    assert len(noise) < len(stream) < len(noise) + 200
+    # Not copied either.
+    assert any(piece is noise or getattr(piece, "obj", None) is noise for piece in
+               encode_frame(Progress(done=1, total=2), [noise]))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["f4", "V5", "M8[ns]"])
+def test_views_of_any_type_are_sent_as_bytes(dtype: str) -> None:
+    array = np.zeros(1000, dtype)
+    [frame] = FrameDecoder().feed(whole(Progress(done=1, total=2), [array.view("u1").data]))
+    assert len(frame.buffers[0]) == array.nbytes
+
+
+def test_received_buffers_are_writable_and_own_their_memory() -> None:
+    received = bytearray(whole(Progress(done=1, total=2), [b"abcd", b"\0" * 500]))
+    [frame] = FrameDecoder().feed(received)
+    received[:] = b"\xff" * len(received)
+    assert bytes(frame.buffers[0]) == b"abcd"
+    for buffer in frame.buffers:
+        buffer[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b"GET / HTTP/1.1\r\n", "magic"),
+        (b"\x80\x05\x95" + b"\0" * 20, "magic"),
+        (raw(b"\xc1"), "header does not parse"),
+        (raw(b""), "header does not parse"),
+        (raw(b"\x92\xc0\xc0"), "header does not parse"),
+        (raw(b"\x91" * 100_000 + b"\xc0"), "header does not parse"),
+        (raw(b"\x92\xc0\xdd\xff\xff\xff\xff"), "header does not parse"),
+        (raw(b"\xa2\xff\xfe"), "header does not parse"),
+        (announced((5, 4)), "impossible size"),
+        (announced((-1, 4)), "impossible size"),
+        (announced((-2, -1)), "impossible size"),
+        (PREFIX.pack(MAGIC, 10, 5), "at most"),
+        (raw(b"not zstd", 100), "damaged"),
+        (raw(compress(b"a" * 99), 100), "announced size"),
+        (raw(compress(b"a" * 101), 100), "announced size"),
+        (raw(compress(b"a" * 100) + b"b", 100), "announced size"),
+        (raw(compress(b"a" * 50) + compress(b"a" * 50), 100), "announced size"),
+        (raw(compress(b"a" * 100)[:-3], 100), "announced size"),
+        (announced((3, 100)) + b"abc", "damaged|announced size"),
+    ],
+)  # fmt: skip
+def test_malformed_streams_are_refused(stream: bytes, words: str) -> None:
+    with pytest.raises(RequestRefused, match=words):
+        FrameDecoder().feed(stream)
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 3))
+def test_a_stream_that_ends_inside_a_frame_is_refused(cut: int) -> None:
+    stream = whole(Progress(done=1, total=2), [b"abc", b"de" * 40])
+    decoder = FrameDecoder()
+    assert decoder.feed(stream[:cut]) == []
+    with pytest.raises(RequestRefused, match="ended inside") as caught:
+        decoder.close()
+    assert caught.value.reason is Reason.MALFORMED
+
+
+def test_an_empty_stream_may_end() -> None:
+    FrameDecoder().close()
+
+
+LIMITS = Limits(header_bytes=10_000, buffer_bytes=100_000, buffers=10)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        PREFIX.pack(MAGIC, 2**32 - 1, 2**32 - 1),
+        PREFIX.pack(MAGIC, 100, 2**32 - 1),
+        PREFIX.pack(MAGIC, 10_001, 10_001),
+        announced((1, 2**63)),
+        announced((2**63, 2**64 - 1)),
+        announced((100_001, 100_001)),
+        announced(*[(1, 50_000)] * 3),
+        announced(*[(0, 0)] * 11),
+    ],
+)
+def test_what_is_over_a_cap_is_refused_from_its_first_bytes(stream: bytes) -> None:
+    with allocating_at_most(200_000), pytest.raises(RequestRefused) as caught:
+        FrameDecoder(LIMITS).feed(stream)
+    assert caught.value.reason is Reason.LIMIT_EXCEEDED
+    assert caught.value.http_status == 413
+
+
+def test_a_gibibyte_of_zeros_does_not_unfold() -> None:
+    bomb = compress(b"\0" * 2**30)
+    assert len(bomb) < 200_000
+    for header, buffers in ((b"", [(len(bomb), 100_000)]), (bomb, [])):
+        stream = announced(*buffers) + bomb if buffers else raw(header, 300_000)
+        limits = Limits(header_bytes=300_000, buffer_bytes=200_000)
+        with allocating_at_most(3_000_000), pytest.raises(RequestRefused, match="announced size"):
+            FrameDecoder(limits).feed(stream)
+
+
+def test_a_buffer_is_decompressed_without_holding_it_twice() -> None:
+    size = 32 * 2**20
+    stream = whole(Progress(done=1, total=2), [b"\0" * size])
+    with allocating_at_most(int(1.4 * size)):
+        [frame] = FrameDecoder().feed(stream)
+    assert len(frame.buffers[0]) == size
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_flipped_bits_give_a_frame_or_a_refusal(data: st.DataObject) -> None:
+    """What is damaged on the way is TLS's to find; here nothing else may come of it."""
+    buffers = [b"abc", b"\1\2" * 200, b""]
+    stream = bytearray(whole(Failure(reason="internal", message="é" * 50), buffers))
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(stream) - 1))
+        stream[position] ^= 1 << data.draw(st.integers(0, 7))
+    decoder = FrameDecoder(LIMITS)
+    try:
+        for frame in decoder.feed(stream):
+            decode_message(frame, AnyJobEvent)  # type: ignore[arg-type]
+        decoder.close()
+    except RequestRefused:
+        pass
+
+
+@settings(max_examples=300)
+@given(message=st.binary(max_size=60))
+def test_bytes_that_are_no_message_are_refused(message: bytes) -> None:
+    frame = Frame(msgspec.Raw(message), [])
+    for type_ in (JobSubmission, AnyJobEvent):
+        with pytest.raises(RequestRefused):
+            decode_message(frame, type_)  # type: ignore[arg-type]
+
+
+def test_text_that_is_no_unicode_is_refused() -> None:
+    with pytest.raises(RequestRefused, match="does not parse"):
+        decode_message(Frame(msgspec.Raw(b"\x81\xa5event\xa2\xff\xfe"), []), Failure)
