@@ -39,6 +39,7 @@ SETTINGS = """\
 [pytest]
 addopts = -p no:cacheprovider -p no:doctest --strict-markers
 asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
 xfail_strict = true
 markers =
     array_expr_incompatible
@@ -118,9 +119,7 @@ class Judge:
             """Sends whatever can be sent to the one site."""
 
             def _plan(self, expression: Any, keys: Iterable[Any], hold: bool = False) -> Plan:
-                plan = make_plan(
-                    expression, keys, self._facts, self._table, hold=hold, prefer=SITE
-                )
+                plan = make_plan(expression, keys, self._facts, self._table, hold=hold, prefer=SITE)
                 judge.note(plan)
                 return plan
 
@@ -225,7 +224,7 @@ def holds_user_code(node: Any) -> bool:
 
 
 def _is_of_tests(part: Any) -> bool:
-    return str(getattr(part, "__module__", "")).startswith(TESTS)
+    return str(getattr(part, "__module__", "")).startswith((TESTS, "dask.utils_test"))
 
 
 # The script: both runs, and the comparison
@@ -236,7 +235,10 @@ def run(mode: str, arguments: list[str], folder: Path) -> dict[str, Outcome]:
     (folder / "pytest.ini").write_text(SETTINGS)
     report = folder / f"{mode}.json"
     ci = str(Path(__file__).resolve().parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([ci, os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([ci, os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), "-p", "dask_suite"]
     command += ["--dask-suite", mode, "--dask-suite-json", str(report), "-q", "--no-header"]
     command += ["--tb=short", "--rootdir", str(folder), *arguments]
@@ -306,7 +308,9 @@ def table(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run the suite plainly and federated, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the details to this file")
     parser.add_argument("--plain", type=Path, help="keep the plain run here, and take it from here")
     parser.add_argument("--at-least", type=float, default=0.0, help="percentage that must pass")

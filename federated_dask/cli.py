@@ -90,6 +90,9 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
     Starts three sites, each with its own Dask cluster and TLS endpoint, and
     computes over the data of all of them.
     """
+    if report is not None and not report.absolute().parent.is_dir():
+        # Better said now than after the work is done.
+        raise click.BadParameter(f"There is no folder {report.parent}.", param_hint="--json")
     try:
         from federated_dask.demo.main import run_demo
     except ImportError as error:
@@ -97,9 +100,6 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
         raise click.ClickException(
             f"The demo needs {missing}: pip install 'federated-dask[demo]'"
         ) from error
-    if report is not None and not report.absolute().parent.is_dir():
-        # Better said now than after the work is done.
-        raise click.BadParameter(f"There is no folder {report.parent}.", param_hint="--json")
     if not run_demo(directory, keep=keep, report=report):
         raise SystemExit(1)
 

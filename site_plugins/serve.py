@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import dask.config
 from distributed import Client, LocalCluster, Security
 
 from federated_dask.errors import ConfigurationError
@@ -30,10 +29,6 @@ from site_plugins.tokens import TokenVerifier
 __all__ = ["Site", "event_loop_factory", "run_site", "serve"]
 
 logger = logging.getLogger(__name__)
-
-# Dask lets pages of any web site read the dashboard of whoever visits them.
-ORIGINS = "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin"
-LOOPBACK = ["localhost:*", "127.0.0.1:*"]
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
@@ -160,8 +155,7 @@ async def _scheduler(section: ClusterSection, stack: AsyncExitStack) -> tuple[st
         asynchronous=True,
         **options,
     )
-    with dask.config.set({ORIGINS: LOOPBACK}):
-        await stack.enter_async_context(cluster)
+    await stack.enter_async_context(cluster)
     return cluster.scheduler_address, security
 
 

@@ -232,14 +232,26 @@ def remote_variable_of(data: object) -> RemoteVariable | None:
 
 
 class _StoredVariable(xr.Variable):
-    """A lazy variable whose Dask names tell its version.
+    """A variable of a stored dataset, for `xarray.open_dataset` to cut into chunks.
 
-    `xarray.open_dataset` names its Dask arrays after the URL and its other
-    arguments.  The same URL may stand for changed data later, and Dask takes
-    tasks of one name for the same.
+    It differs from its base in two things that `open_dataset` does with it.  Dask
+    arrays are named there after the URL and the other arguments; the same URL may
+    stand for changed data later, and Dask takes tasks of one name for the same.
+    And values that were sent along are taken there for values to be read.
     """
 
     __slots__ = ()
+
+    @property
+    def _in_memory(self) -> bool:
+        data = self._data
+        while isinstance(data, indexing.CopyOnWriteArray | indexing.MemoryCachedArray):
+            data = data.array
+        return isinstance(data, indexing.NumpyIndexingAdapter) or super()._in_memory
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Whoever unpickles it needs an ordinary variable.
+        return (xr.Variable, (self._dims, self._data, self._attrs, self._encoding, True))
 
     def chunk(
         self,
@@ -305,18 +317,22 @@ def build_dataset(
             for name in description.variables
             if name not in drop_variables
         }
-        names = [name for name in variables if description.variables[name].coordinate]
+        # Coordinates that name a dimension would get an index at once, and be read for it.
+        indexed = [name for name, variable in variables.items() if variable.dims == (name,)]
         dataset = xr.Dataset(
-            {name: variable for name, variable in variables.items() if name not in names},
-            coords=xr.Coordinates({name: variables[name] for name in names}, indexes={}),
+            {name: variable for name, variable in variables.items() if name not in indexed},
+            coords=xr.Coordinates({name: variables[name] for name in indexed}, indexes={}),
             attrs=description.attributes,
+        )
+        # `xr.Coordinates` would make ordinary variables of the others.
+        dataset = dataset.set_coords(
+            [name for name in variables if description.variables[name].coordinate]
         )
         dataset.encoding = _dataset_encoding(description) | {
             "source": address,
             "version": description.version,
         }
         if create_default_indexes:
-            indexed = [name for name in names if variables[name].dims == (name,)]
             dataset = dataset.assign_coords(
                 xr.Coordinates({name: dataset.variables[name] for name in indexed})
             )
@@ -392,7 +408,7 @@ def _variable(
         values = _checked(np.asarray(decode_value(described.value, buffers)), remote, remote.shape)
     attributes, encoding = described.attributes, _encoding(described)
     if values is not None:
-        return xr.Variable(described.dimensions, values, attributes, encoding)
+        return _StoredVariable(described.dimensions, values, attributes, encoding)
     lazy = indexing.LazilyIndexedArray(FederatedBackendArray(remote))
     return _StoredVariable(described.dimensions, lazy, attributes, encoding)
 

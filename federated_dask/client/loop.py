@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import inspect
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -30,6 +29,8 @@ T = TypeVar("T")
 
 CLEANUP_SECONDS = 5.0
 """How long an interrupted caller waits for its coroutine to clean up."""
+
+WAIT_SECONDS = 0.5
 
 LAST_REQUESTS_SECONDS = 1.0
 """How long the process's end waits for requests that are still under way."""
@@ -161,24 +162,40 @@ def sync(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
             "loop, so it would wait for itself. Use the asynchronous form, or another thread."
         )
     cleaned_up = threading.Event()
+    task: asyncio.Task[Any] | None = None
+    abandoned = False
 
     async def run() -> T:
+        nonlocal task
+        task = asyncio.current_task()
         try:
+            if abandoned:
+                raise asyncio.CancelledError
             async with asyncio.timeout(timeout):
                 return await coroutine
         finally:
             cleaned_up.set()
 
-    future = asyncio.run_coroutine_threadsafe(run(), background.loop)
+    def abandon() -> None:
+        nonlocal abandoned
+        abandoned = True
+        if task is not None:
+            task.cancel()
+        else:
+            coroutine.close()
+            cleaned_up.set()
+
+    future = None
     try:
+        future = asyncio.run_coroutine_threadsafe(run(), background.loop)
+        # An interrupt that comes just before a wait does not end it; so no wait is long.
+        while not concurrent.futures.wait([future], WAIT_SECONDS).done:
+            pass
         return future.result()
     except (KeyboardInterrupt, SystemExit):
-        future.cancel()
-        # A coroutine that never began has nothing to clean up.
-        if not cleaned_up.wait(CLEANUP_SECONDS) and (
-            inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
-        ):
-            coroutine.close()
+        # The interrupt may have come before there was a future, so that is not what is cancelled.
+        background.loop.call_soon_threadsafe(abandon)
+        cleaned_up.wait(CLEANUP_SECONDS)
         raise
     finally:
         # The exception's traceback holds this frame, and the future holds the exception.

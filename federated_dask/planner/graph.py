@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,7 +114,10 @@ class PlanGraph:
         return result
 
     def reordered(self) -> PlanGraph:
-        """Bring the tasks into topological order again, without those no output needs."""
+        """Bring the tasks into topological order again, without those no output needs.
+
+        The tasks themselves go over to the graph that is returned.
+        """
         order: list[int] = []
         state = bytearray(len(self.tasks))
         stack = list(dict.fromkeys(self.outputs.values()))[::-1]
@@ -130,16 +133,13 @@ class PlanGraph:
                 state[position] = 1
                 stack.extend(d for d in self.tasks[position].dependencies if not state[d])
         new = {old: position for position, old in enumerate(order)}
-        tasks = []
-        for old in order:
-            task = self.tasks[old]
+        tasks = [self.tasks[old] for old in order]
+        for task in tasks:
             program = task.program
             if program is not None:
-                program = replace(
-                    program, references=tuple(r if r < 0 else new[r] for r in program.references)
-                )
-            dependencies = tuple(new[d] for d in task.dependencies)
-            tasks.append(replace(task, dependencies=dependencies, program=program))
+                references = tuple([r if r < 0 else new[r] for r in program.references])
+                task.program = Program(program.template, references, program.integers)
+            task.dependencies = tuple([new[d] for d in task.dependencies])
         outputs = {key: new[position] for key, position in self.outputs.items()}
         return PlanGraph(tasks, self.leaves, outputs, self.data, self.stored)
 

@@ -120,7 +120,18 @@ class _Placer:
     def allowed(self, position: int, sites: set[str]) -> frozenset[str]:
         """Places that can run a task."""
         task = self.graph.tasks[position]
-        return frozenset({HOME, *(site for site in sites if self.available.can_run(task, site))})
+        # Home reads stored variables over the link; no site reads those of another.
+        stored = {source.site for source in task.sources}
+        return frozenset(
+            {
+                HOME,
+                *(
+                    site
+                    for site in sites
+                    if stored <= {site} and self.available.can_run(task, site)
+                ),
+            }
+        )
 
     def values_around(self, item: Mapping[int, int]) -> list[Value]:
         """Describe the results that the meeting tasks make and need."""
@@ -134,7 +145,8 @@ class _Placer:
                     consumers.setdefault(below, []).append(item[position])
                 elif place is not None:
                     needed_at.setdefault(below, set()).add(place)
-        values = []
+        values = [self.value_read(position, number) for position, number in item.items()]
+        values = [value for value in values if value.size]
         for position in {*consumers, *item}:
             place = self.places[position]
             if place is None:
@@ -150,6 +162,18 @@ class _Placer:
                 )
             )
         return values
+
+    def value_read(self, position: int, number: int) -> Value:
+        """Describe what a task itself reads of a stored variable: it lies at its site."""
+        task = self.graph.tasks[position]
+        limited = any(self.graph.stored[source].egress_limit is not None for source in task.sources)
+        return Value(
+            producer=None,
+            place=task.sources[0].site if task.sources else HOME,
+            size=read_bytes(task, self.graph) * (FORBIDDEN if limited else 1.0),
+            consumers=(number,),
+            needed_at=frozenset(),
+        )
 
     @staticmethod
     def cost(start: Hashable, end: Hashable) -> float:

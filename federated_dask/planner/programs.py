@@ -25,11 +25,12 @@ from dask._task_spec import (
     _execute_subgraph,
     _identity_cast,
 )
-from dask.utils import apply, funcname
+from dask.utils import funcname
 from toolz.functoolz import Compose, curry
 
 from federated_dask.errors import FederatedError
 from federated_dask.planner.sources import HeldReference, SourceReference
+from federated_dask.planner.substitutes import CannotSubstitute, equivalent, is_wrapping, substitute
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import encode_dtype
 from federated_dask.protocol.limits import Limits
@@ -112,6 +113,9 @@ class ProgramMaker:
         Foreign
             If something in it has no wire form.
         """
+        while isinstance(node, Task) and is_wrapping(node):
+            # Dask gives some tasks another key in this way, fused ones too.
+            node = node.args[0]
         holes = _Holes()
         if not isinstance(node, Task) or isinstance(node, CONTAINERS):
             steps: tuple[wire.Node, ...] = (self.argument(node, holes),)
@@ -177,7 +181,7 @@ class ProgramMaker:
         if known is not None:
             return known[1]
         try:
-            if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            if type(value) is np.ndarray and not value.dtype.hasobject:
                 encode_dtype(value.dtype)
             else:
                 check_value(encode_value(value, [], self.table), self.table)
@@ -228,8 +232,10 @@ class ProgramMaker:
         function, arguments, keywords = node.func, node.args, node.kwargs
         if function is _identity_cast:
             return self.container(keywords["typ"], arguments, holes)
-        if function is apply:
-            function, arguments, keywords = _unapplied(arguments)
+        try:
+            function, arguments, keywords = substitute(function, arguments, keywords)
+        except CannotSubstitute as error:
+            raise Foreign(str(error)) from None
         return wire.Call(
             self.function(function, holes),
             tuple(self.argument(argument, holes) for argument in arguments),
@@ -256,7 +262,7 @@ class ProgramMaker:
         return known[1]
 
     def _function(self, function: Any, holes: _Holes) -> wire.Node:
-        name = self.table.name_of(function)
+        name = self.table.name_of(equivalent(function))
         if name is not None:
             return wire.Operation(name)
         if isinstance(function, functools.partial | curry):
@@ -380,21 +386,6 @@ def _order(inner: dict[Hashable, GraphNode], outkey: Hashable) -> list[Hashable]
             stack.append((key, True))
             stack.extend((below, False) for below in inner[key].dependencies if below in inner)
     return order
-
-
-def _unapplied(arguments: Any) -> tuple[Any, Any, Any]:
-    """Undo ``dask.utils.apply(function, arguments, keywords)``."""
-    function, positional, *rest = arguments
-    keywords = rest[0] if rest else {}
-    if isinstance(positional, List | Tuple):
-        positional = positional.args
-    if isinstance(keywords, Dict):
-        keywords = dict(zip(keywords.args[::2], keywords.args[1::2], strict=True))
-    elif isinstance(keywords, DataNode):
-        keywords = keywords.value
-    if not isinstance(positional, tuple | list) or not isinstance(keywords, dict):
-        raise Foreign("a call with arguments that are computed has no wire form")
-    return function, positional, keywords
 
 
 def describe_callable(function: Any) -> str:

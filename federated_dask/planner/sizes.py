@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from federated_dask.planner.graph import PlanGraph, PlanTask
-from federated_dask.planner.nodes import keyword, last_call, operation_name, tree_node, uses
+from federated_dask.planner.nodes import (
+    count_references,
+    keyword,
+    last_call,
+    operation_name,
+    tree_node,
+    uses,
+)
+from federated_dask.planner.programs import Program
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
@@ -48,71 +57,97 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
         Bytes.
     """
     sizes: list[int] = []
+    # Tasks of a layer share their template; what it says is read once.
+    readings: dict[int, _Reading] = {}
     for task in graph.tasks:
-        sizes.append(_estimate(task, graph, sizes))
+        reading = _NOTHING
+        if task.program is not None:
+            template = task.program.template
+            found = readings.get(id(template))
+            reading = found or readings.setdefault(id(template), _Reading.of(task.program))
+        sizes.append(_estimate(task, reading, graph, sizes))
     return sizes
 
 
-def _estimate(task: PlanTask, graph: PlanGraph, sizes: Sequence[int]) -> int:
-    inputs = [sizes[dependency] for dependency in task.dependencies]
-    call = None if task.program is None else last_call(task.program)
-    name = None if call is None else operation_name(call.function)
-    if call is not None and task.program is not None:
-        node = tree_node(task.program)
-        if node is not None and keyword(call.function, "keepdims") is True:
-            return max(inputs)
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a template says about the size of its tasks' results."""
+
+    bound: int = 0
+    """Reference holes of the callable itself."""
+    combines: bool = False
+    """It combines partials: the result is as large as one of them."""
+    groups: bool = False
+    """It is flox's first step: groups × kept axes."""
+    reduced: tuple[int, ...] = ()
+    """Axes that the result keeps with length 1."""
+    itemsize: int | None = None
+    """Bytes per element, all arrays of a partial together."""
+    arrays: int = 1
+
+    @classmethod
+    def of(cls, program: Program) -> _Reading:
+        call = last_call(program)
+        if call is None:
+            return _NOTHING
+        name = operation_name(call.function)
+        bound = count_references(call.function)
+        keeps = keyword(call, "keepdims") is True
+        if tree_node(program) is not None and keyword(call.function, "keepdims") is True:
+            return cls(bound, combines=True)
         if FLOX_CHUNK in uses(call.function):
-            return _flox_chunk(task, call, graph)
+            inner = _applied_first(call.function)
+            stated = keyword(inner, "dtype")
+            items = stated.items if isinstance(stated, wire.Tuple) else (stated,)
+            itemsize = sum(_itemsize(item) or 0 for item in items) or OBJECT_ITEMSIZE
+            return cls(bound, groups=True, reduced=_axes(inner), itemsize=itemsize)
+        arrays = ARRAYS_IN_PARTIAL.get(name or "")
+        return cls(
+            bound,
+            reduced=_axes(call) if keeps else (),
+            itemsize=_itemsize(keyword(call, "dtype")) if arrays else None,
+            arrays=arrays or 1,
+        )
+
+
+_NOTHING = _Reading()
+
+
+def _estimate(task: PlanTask, reading: _Reading, graph: PlanGraph, sizes: Sequence[int]) -> int:
+    if reading.combines:
+        return max(sizes[dependency] for dependency in task.dependencies)
+    if reading.groups:
+        return _groups(task, reading, graph)
     if task.shape is None:
-        return sum(inputs)
-    itemsize = OBJECT_ITEMSIZE if task.dtype is None else task.dtype.itemsize
-    shape = task.shape
-    if call is not None:
-        shape = _kept(shape, call)
-        stated = keyword(call, "dtype")
-        if isinstance(stated, wire.DataType) and name in ARRAYS_IN_PARTIAL:
-            itemsize = decode_dtype(stated.dtype).itemsize
-    return math.prod(shape) * itemsize * ARRAYS_IN_PARTIAL.get(name or "", 1)
+        return sum(sizes[dependency] for dependency in task.dependencies)
+    itemsize = reading.itemsize
+    if itemsize is None:
+        itemsize = OBJECT_ITEMSIZE if task.dtype is None else task.dtype.itemsize
+    kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in reading.reduced)
+    return kept * itemsize * reading.arrays
 
 
-def _kept(shape: tuple[int, ...], call: wire.Call) -> tuple[int, ...]:
-    """Shape after a reduction that keeps its axes with length 1."""
-    if keyword(call, "keepdims") is not True:
-        return shape
-    axes = _integers(keyword(call, "axis"))
-    return tuple(1 if axis in axes else length for axis, length in enumerate(shape))
-
-
-def _integers(node: wire.Node) -> tuple[int, ...]:
-    if isinstance(node, wire.Number):
-        return (node.value,)
-    if isinstance(node, wire.Tuple | wire.List):
-        return tuple(item.value for item in node.items if isinstance(item, wire.Number))
-    return ()
-
-
-def _flox_chunk(task: PlanTask, call: wire.Call, graph: PlanGraph) -> int:
-    """Groups × kept axes × the arrays that flox keeps per group."""
-    assert task.program is not None  # noqa: S101
-    if task.shape is None:
+def _groups(task: PlanTask, reading: _Reading, graph: PlanGraph) -> int:
+    """Bytes of groups × kept axes × the arrays that flox keeps per group."""
+    if task.shape is None or task.program is None:
         return 0
-    inner = _applied_first(call.function)
-    axes = _integers(keyword(inner, "axis"))
-    kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in axes)
-    groups = task.shape[axes[0]] if axes else 1
-    references = iter(task.program.references)
-    for part in wire.walk(call.function):
-        if isinstance(part, wire.Reference):
-            operand = next(references)
-            leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
-            if hasattr(leaf, "__len__"):
-                groups = len(leaf)
-    dtypes = keyword(inner, "dtype")
-    items = dtypes.items if isinstance(dtypes, wire.Tuple) else (dtypes,)
-    itemsizes = [
-        decode_dtype(item.dtype).itemsize for item in items if isinstance(item, wire.DataType)
-    ]
-    return kept * groups * (sum(itemsizes) or OBJECT_ITEMSIZE)
+    kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in reading.reduced)
+    groups = task.shape[reading.reduced[0]] if reading.reduced else 1
+    for operand in task.program.references[: reading.bound]:
+        leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
+        if hasattr(leaf, "__len__"):
+            groups = len(leaf)
+    return kept * groups * (reading.itemsize or OBJECT_ITEMSIZE)
+
+
+def _itemsize(stated: wire.Node) -> int | None:
+    return decode_dtype(stated.dtype).itemsize if isinstance(stated, wire.DataType) else None
+
+
+def _axes(node: wire.Node) -> tuple[int, ...]:
+    axes = keyword(node, "axis")
+    items = axes.items if isinstance(axes, wire.Tuple | wire.List) else (axes,)
+    return tuple(item.value for item in items if isinstance(item, wire.Number))
 
 
 def _applied_first(function: wire.Node) -> wire.Node:

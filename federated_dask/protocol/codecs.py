@@ -165,6 +165,7 @@ def _naive(index: Any) -> Any:
 
 
 def _numpy() -> list[Codec]:
+    import numpy as np
     from numpy.random import SeedSequence
 
     def make(fields: dict[str, Any]) -> SeedSequence:
@@ -180,7 +181,16 @@ def _numpy() -> list[Codec]:
         entropy = seed.entropy
         return {"entropy": entropy, "spawn_key": seed.spawn_key, "pool_size": seed.pool_size}
 
-    return [Codec("numpy.random.SeedSequence", SeedSequence, take, make)]
+    def matrix(fields: dict[str, Any]) -> np.matrix:
+        array = fields["array"]
+        if type(array) is not np.ndarray or array.ndim != 2:
+            raise ValueError("a matrix has two dimensions")
+        return np.asmatrix(array)
+
+    return [
+        Codec("numpy.random.SeedSequence", SeedSequence, take, make),
+        Codec("numpy.matrix", np.matrix, lambda x: {"array": np.asarray(x)}, matrix),
+    ]
 
 
 def _flox() -> list[Codec]:

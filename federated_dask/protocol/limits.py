@@ -15,7 +15,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     header_bytes : int
-        Header of one frame after decompression, bytes.
+        Header of one frame after decompression, bytes. Decoded it takes up to 15
+        times as much memory.
     buffer_bytes : int
         All buffers of one frame after decompression, bytes.
     buffers : int
@@ -35,7 +36,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     1000000
     """
 
-    header_bytes: int = 64 * MEBI
+    header_bytes: int = 32 * MEBI
     buffer_bytes: int = 512 * MEBI
     buffers: int = 1_000_000
     tasks: int = 1_000_000

@@ -8,13 +8,17 @@ Adding a name is a security decision: read docs/design.md, "The wire", first.
 from __future__ import annotations
 
 __all__ = [
+    "ALONG_AXIS",
     "CALLED_BY",
     "CALLS",
+    "COPYING",
     "ENFORCE",
     "FLOX_FUNCTIONS",
-    "FORWARDED",
     "FLOX_KEYWORDS",
     "FLOX_TEXTS",
+    "FORWARDED",
+    "FORWARDING",
+    "GIVEN",
     "IN_PLACE",
     "METHODS",
     "NAMES",
@@ -22,6 +26,8 @@ __all__ = [
     "POSITIONAL",
     "READS",
     "TEXTS",
+    "UFUNC_METHODS",
+    "WHERE",
     "WRITING",
 ]
 
@@ -37,15 +43,15 @@ right_shift sign signbit sin sinh spacing sqrt square subtract tan tanh trunc
 
 NUMPY = """
 all angle any arange argmax argmin around array asanyarray asarray ascontiguousarray astype
-atleast_1d atleast_2d atleast_3d average bincount broadcast_to clip concatenate count_nonzero cumprod
-cumsum diff digitize dot empty_like expand_dims eye flip full full_like hstack imag interp isclose
-iscomplex isin isneginf isposinf isreal linspace max mean median min moveaxis nan_to_num nanargmax
-nanargmin nancumprod nancumsum nanmax nanmean nanmedian nanmin nanprod nanquantile nanstd nansum
-nanvar ones ones_like outer percentile prod quantile ravel real repeat reshape roll rollaxis rot90
-round searchsorted sinc sort squeeze stack std sum swapaxes take tensordot tile transpose tril triu
-unwrap var vstack where zeros zeros_like
-bool complex64 complex128 datetime64 float16 float32 float64 int8 int16 int32 int64 timedelta64 uint8
-uint16 uint32 uint64 number integer floating generic
+atleast_1d atleast_2d atleast_3d average bincount broadcast_to clip concatenate count_nonzero
+cumprod choose cumsum diag diagonal diff digitize dot expand_dims eye flip fix full full_like hstack
+i0 imag interp isclose iscomplex isin isneginf isposinf isreal linspace max mean median min moveaxis
+nan_to_num nanargmax nanargmin nancumprod nancumsum nanmax nanmean nanmedian nanmin nanprod
+nanquantile nanstd nansum nanvar ones ones_like outer percentile prod quantile ravel
+ravel_multi_index real repeat reshape roll rollaxis rot90 round searchsorted sinc sort squeeze stack
+std sum swapaxes take tensordot tile transpose tril triu unwrap var vstack where zeros zeros_like
+bool complex64 complex128 datetime64 float16 float32 float64 int8 int16 int32 int64 timedelta64
+uint8 uint16 uint32 uint64 number integer floating generic
 """
 
 NAMES: dict[str, str] = {
@@ -53,39 +59,63 @@ NAMES: dict[str, str] = {
         abs add and_ eq floordiv ge getitem gt inv invert le lshift lt mod mul ne neg or_ pos pow
         rshift sub truediv xor matmul
     """,
-    "builtins": "bool complex float int list tuple dict slice",
+    "builtins": "bool complex float int list max min object sum tuple dict slice",
     "numpy": UFUNCS + NUMPY,
-    "numpy.linalg": "cholesky eigh inv lstsq norm qr solve svd",
-    "numpy.fft": "fft fft2 fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft rfft rfftn",
+    "numpy.linalg": "cholesky eigh eigvalsh inv lstsq matrix_rank norm qr solve svd",
+    "numpy.fft": """
+        fft fft2 fftn fftshift hfft ifft ifft2 ifftn ifftshift ihfft irfft irfft2 irfftn rfft rfft2
+        rfftn
+    """,
+    "numpy.ma": """
+        filled fix_invalid getdata getmaskarray masked_equal masked_greater masked_greater_equal
+        masked_inside masked_invalid masked_less masked_less_equal masked_not_equal masked_outside
+        masked_values masked_where ones_like where zeros_like
+    """,
+    "scipy.fft": """
+        fft fft2 fftn hfft ifft ifft2 ifftn ihfft irfft irfft2 irfftn rfft rfft2 rfftn
+    """,
+    "scipy.linalg": "lu",
+    "federated_dask.protocol.wrappers": """
+        along_axis attribute elementwise_where identity masked_array random_values slice_of
+        with_items
+    """,
     "numpy.lib.stride_tricks": "sliding_window_view",
     "dask.array._shuffle": "_getitem concatenate_arrays",
     "dask.array.chunk": """
-        all any arange argmax argmin argtopk argtopk_aggregate argtopk_preprocess astype coarsen getitem
-        linspace max mean min nanargmax nanargmin nanmax nanmean nanmin
-        nanprod nanstd nansum nanvar prod slice_with_int_dask_array std sum topk topk_aggregate trim
-        var
+        all any arange argmax argmin argtopk argtopk_aggregate argtopk_preprocess astype coarsen
+        getitem linspace max mean min nanargmax nanargmin nanmax nanmean nanmin nanprod nanstd
+        nansum nanvar prod slice_with_int_dask_array slice_with_int_dask_array_aggregate std sum
+        topk topk_aggregate trim var view
     """,
     "dask.array.core": """
         _concatenate2 _enforce_dtype _numpy_vindex _pass_extra_kwargs _vindex_merge
-        _vindex_slice_and_transpose concatenate3 concatenate_axes concatenate_shaped getter
-        getter_inline getter_nofancy
+        _vindex_slice_and_transpose concatenate3 concatenate_axes concatenate_shaped dotmany
+        finalize getter getter_inline getter_nofancy _get_chunk_shape
     """,
     "dask.array.einsumfuncs": "chunk_einsum",
-    "dask.array.linalg": "_wrapped_qr",
+    "dask.array.creation": "linear_ramp_chunk",
+    "dask.array.fft": "_fftfreq_block",
+    "dask.array.linalg": """
+        _cholesky_lower _conj_transpose _cumsum_part _reverse _solve_triangular_lower _wrapped_qr
+    """,
+    "dask.array.ma": "_chunk_count _set_fill_value",
     "dask.array.overlap": "_trim",
     "dask.array.percentile": "merge_percentiles percentile_lookup",
     "dask.array.reductions": """
-        _arg_combine _cumsum_merge _custom_nanquantile _nanargmax _nanargmin
+        _arg_combine _cumsum_merge _custom_nanquantile _nanargmax _nanargmin _cumprod_merge
         _nanmax_skip _nanmin_skip _prefixscan_combine _prefixscan_first _sqrt arg_agg arg_chunk
         arg_combine chunk_max chunk_min mean_agg mean_chunk mean_combine moment_agg moment_chunk
         moment_combine nanarg_agg nannumel numel safe_sqrt
     """,
     "dask.array.reshape": "_reshape_blockwise",
     "dask.array.routines": """
-        _average _bincount_agg _block_hist _gradient_kernel _isin_kernel _isnonzero_vec
-        _searchsorted_block _tensordot _unique_internal
+        _asarray_isnull _average _bincount_agg _block_hist _block_histogramdd_multiarg
+        _block_histogramdd_rect _chunk_sum _gradient_kernel _isin_kernel _isnonzero_vec _linspace
+        _matmul _searchsorted_block _select _tensordot _unique_internal _unravel_index_kernel
+        variadic_choose
     """,
     "dask.array.slicing": "getitem_variadic",
+    "dask.array.utils": "solve_triangular_safe",
     "xarray.compat.dask_array_ops": "_dtype_push _fill_with_last_one",
     "xarray.core.nputils": "nanlast nanfirst",
     "flox.aggregations": """
@@ -93,13 +123,16 @@ NAMES: dict[str, str] = {
         blockwise_or_numpy_var quantile_new_dims_func returns_empty_tuple var_chunk
     """,
     "flox.core": "_reduce_blockwise chunk_argreduce chunk_reduce",
-    "flox.xrutils": "first last nanfirst nanlast",
+    "flox.xrutils": "nanfirst nanlast",
     "flox.dask": """
         _aggregate _expand_dims _extract_result _extract_unknown_groups _grouped_combine
         _simple_combine reindex_intermediates
     """,
 }
 """Module to the names taken from it. A name that a library version lacks is left out of the table."""
+
+UFUNC_METHODS = {"accumulate": 3, "outer": 2}
+"""Methods of ufuncs that are operations, and how many arguments they take before ``out``."""
 
 METHODS = "reshape"
 """Methods of arrays that `dask.utils.methodcaller` may call."""
@@ -161,10 +194,22 @@ POSITIONAL: dict[str, int] = {
 ENFORCE = "dask.array.core._enforce_dtype"
 PASS = "dask.array.core._pass_extra_kwargs"  # noqa: S105
 
+ALONG_AXIS = "federated_dask.protocol.wrappers.along_axis"
+WHERE = "federated_dask.protocol.wrappers.elementwise_where"
+
+FORWARDING: dict[str, int] = {ENFORCE: 0, PASS: 0, ALONG_AXIS: 2, WHERE: 3}
+"""Operations that give their arguments to the one they call, less so many that are their own."""
+
+GIVEN: dict[str, int] = {"dask.array.core.dotmany": 1}
+"""How many arguments the other operations give to what they call, where it is not two."""
+
 CALLS: dict[str, dict[str, int | None]] = {
     ENFORCE: {"enforce_dtype_function": None},
     PASS: {"func": 0, "enforce_dtype_function": None},
+    ALONG_AXIS: {"function": 0},
+    WHERE: {"function": 0},
     "dask.array.chunk.coarsen": {"reduction": 0},
+    "dask.array.core.dotmany": {"leftfunc": 2, "rightfunc": 3},
     "dask.array.reductions._arg_combine": {"argfunc": 2},
     "dask.array.reductions._prefixscan_combine": {"func": 0, "binop": 1},
     "dask.array.reductions._prefixscan_first": {"func": 0},
@@ -195,5 +240,15 @@ IN_PLACE: dict[str, frozenset[str]] = {
 FORWARDED = frozenset({"_overlap_trim_info", "block_id", "block_info"})
 """Names under which `map_blocks` forwards an argument as a keyword."""
 
-WRITING = frozenset({"out", "overwrite_input"})
+COPYING = frozenset(
+    """
+    numpy.nan_to_num numpy.ma.fix_invalid numpy.ma.masked_equal numpy.ma.masked_greater
+    numpy.ma.masked_greater_equal numpy.ma.masked_inside numpy.ma.masked_invalid
+    numpy.ma.masked_less numpy.ma.masked_less_equal numpy.ma.masked_not_equal
+    numpy.ma.masked_outside numpy.ma.masked_values numpy.ma.masked_where
+    """.split()
+)
+"""Operations that write into their arguments unless they may copy them first."""
+
+WRITING = frozenset({"out", "overwrite_a", "overwrite_b", "overwrite_input", "overwrite_x"})
 """Parameters that let an operation write into its arguments."""

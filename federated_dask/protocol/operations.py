@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any
@@ -76,7 +77,14 @@ class OperationTable:
 
     def name_of(self, function: object) -> str | None:
         """Name of a callable, or None where it is no operation."""
-        return self._names.get(id(function))
+        name = self._names.get(id(function))
+        if name is None and isinstance(function, types.BuiltinMethodType):
+            # A method of a ufunc is another object whenever it is reached.
+            owner = self._names.get(id(function.__self__))
+            method = f"{owner}.{function.__name__}"
+            if isinstance(function.__self__, np.ufunc) and method in self._operations:
+                name = method
+        return name
 
     def lookup(self, name: str) -> Callable[..., Any]:
         """Return the callable of a name.
@@ -118,13 +126,16 @@ def _most_positional(name: str, function: Callable[..., Any]) -> int:
         return operation_names.POSITIONAL[name]
     if isinstance(function, np.ufunc):
         return function.nin
+    if isinstance(getattr(function, "__self__", None), np.ufunc):
+        return operation_names.UFUNC_METHODS[function.__name__]
     try:
         parameters = list(inspect.signature(function).parameters)
     except ValueError:
         # Types of `builtins`, which write into nothing.
         return sys.maxsize
-    writing = [parameters.index(name) for name in operation_names.WRITING if name in parameters]
-    return min(writing, default=sys.maxsize)
+    writing = operation_names.WRITING | ({"copy"} if name in operation_names.COPYING else set())
+    places = [parameters.index(parameter) for parameter in writing if parameter in parameters]
+    return min(places, default=sys.maxsize)
 
 
 @functools.cache
@@ -156,6 +167,11 @@ def _special() -> dict[str, Callable[..., Any]]:
     special: dict[str, Callable[..., Any]] = {
         f"array.{method}": methodcaller(method) for method in operation_names.METHODS.split()
     }
+    for name in operation_names.UFUNCS.split():
+        function = vars(np).get(name)
+        if isinstance(function, np.ufunc) and function.nin == 2 and function.nout == 1:
+            for method in operation_names.UFUNC_METHODS:
+                special[f"numpy.{name}.{method}"] = getattr(function, method)
     # The module attribute is a toolz curry; the graph holds what is inside.
     inner = vars(wrap).get("_broadcast_trick_inner")
     if inner is not None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from federated_dask.errors import FederatedError, NotPermitted, Reason, RequestRefused
 from federated_dask.protocol import operation_names as names
@@ -64,9 +65,8 @@ MAX_TEXT = 65_536
 MAX_NESTING = 64
 """Bounds the recursion of whoever builds tasks from a template."""
 
-FORWARDING = frozenset({"dask.array.core._enforce_dtype", "dask.array.core._pass_extra_kwargs"})
-"""Operations that give all their arguments to the one they call."""
-
+STEERING = names.WRITING | {"copy", "where"}
+"""What a callable inside of a value may not have bound to it."""
 
 FORWARDED = frozenset(map(repr, names.FORWARDED))
 
@@ -131,6 +131,9 @@ class _Checker:
 
     def visit(self, node: Node, depth: int, rule: str | None = None, bound: bool = False) -> None:
         """Check a node; `rule` names the operation whose rule on texts it stands under."""
+        if node is None or node is True or node is False:
+            self.enter(depth)
+            return
         if isinstance(node, Call):
             if bound:
                 raise _not_permitted(f"{rule} may not be given what is computed there.")
@@ -244,12 +247,22 @@ class _Checker:
         for keyword, node in keywords:
             if keyword in names.WRITING and node is not None and node is not False:
                 raise _not_permitted(f"The keyword {keyword!r} would write into an argument.")
-            if name == "numpy.nan_to_num" and keyword == "copy" and node is not True:
-                raise _not_permitted("numpy.nan_to_num may not write into its argument.")
+            self.effect(name, keyword, node)
             if keyword in called:
                 self.callee(node, depth + 1, str(name), total)
             else:
                 self.visit(node, depth + 1, rule, bound=rule is not None)
+
+    def effect(self, name: str | None, keyword: str, node: Node) -> None:
+        """Check a keyword that could make an operation write, or give what was never written."""
+        forwarded = name in names.FORWARDING
+        if keyword == "copy" and node is not True and (forwarded or name in names.COPYING):
+            raise _not_permitted(f"{name} may not write into its argument.")
+        if keyword == "where" and node is not True and name != names.WHERE:
+            # Elsewhere the result would be memory that nobody wrote, of whoever had it before.
+            function = None if name is None else self.table.lookup(name)
+            if forwarded or isinstance(function, np.ufunc) or _is_method_of_ufunc(function):
+                raise _not_permitted(f"{name} may not leave a part of its result unwritten.")
 
     def callee(self, node: Node, depth: int, caller: str, total: int) -> None:
         """Check an argument that `caller` calls."""
@@ -260,16 +273,23 @@ class _Checker:
         allowed = names.CALLED_BY.get(caller, frozenset()) | nested
         if (inner & (names.CALLS.keys() | names.TEXTS.keys() | names.IN_PLACE.keys())) - allowed:
             raise _not_permitted(f"{caller} may not call {', '.join(sorted(inner))}.")
-        if caller not in FORWARDING and _binds_positional(node):
+        if caller not in names.FORWARDING and _binds_positional(node):
             raise _not_permitted(f"{caller} may not call a function with arguments bound by place.")
         # The others pass two at most by place, and know what they pass.
-        self.function(node, depth, total if caller in FORWARDING else 2 - bool(allowed))
+        given = names.GIVEN.get(caller, 2 - bool(allowed))
+        if caller in names.FORWARDING:
+            given = max(total - names.FORWARDING[caller], 0)
+        self.function(node, depth, given)
 
     def forwarded_names(self, node: Node, depth: int) -> None:
         """Check the names under which arguments are forwarded as keywords."""
         if not isinstance(node, List | Tuple) or not set(map(repr, node.items)) <= FORWARDED:
             raise _not_permitted("Arguments may not be forwarded under these names.")
         self.visit(node, depth)
+
+
+def _is_method_of_ufunc(function: object) -> bool:
+    return isinstance(getattr(function, "__self__", None), np.ufunc)
 
 
 def _target(function: Node) -> tuple[str | None, int]:
@@ -360,7 +380,7 @@ def check_value(value: Value, table: OperationTable) -> None:
             if ruled or not (inside or isinstance(function, type)):
                 raise _not_permitted(f"{part.name} stands where nothing calls it.")
         elif isinstance(part, PartialValue):
-            if not inside or part.arguments or not names.WRITING.isdisjoint(part.keywords):
+            if not inside or part.arguments or not STEERING.isdisjoint(part.keywords):
                 raise _not_permitted("A callable stands where nothing calls it.")
             stack.append((part.function, True))
             stack.extend((item, False) for item in part.keywords.values())

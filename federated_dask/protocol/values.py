@@ -426,6 +426,7 @@ def object_kind(array: np.ndarray) -> str:
 _ENCODERS: dict[type, Callable[[_Encoder, Any], Value]] = {
     int: lambda _, obj: obj,
     np.ndarray: _Encoder.array,
+    np.memmap: _Encoder.array,
     np.ma.MaskedArray: _Encoder.masked,
     list: lambda encoder, obj: ListValue(encoder.sequence(obj)),
     tuple: lambda encoder, obj: TupleValue(encoder.sequence(obj)),

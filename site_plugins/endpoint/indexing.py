@@ -97,6 +97,7 @@ def require_readable(
         raise NotFound(
             f"Dataset {description.name!r} has no variable {variable[:128]!r}.",
             reason=Reason.UNKNOWN_VARIABLE,
+            hint="Open the dataset again to see which variables it has.",
             site=description.site,
         )
     if len(index) != len(described.shape):

@@ -15,6 +15,7 @@ import pytest
 import trustme
 from aiohttp import web
 
+from federated_dask import FederatedClient
 from federated_dask.client import loop, sessions
 from federated_dask.client.connection import SiteConnection
 from federated_dask.protocol.frames import FrameDecoder, decode_message, encode_frame
@@ -28,7 +29,6 @@ from federated_dask.protocol.messages import (
     SiteDescription,
 )
 from federated_dask.protocol.values import encode_value
-from federated_dask import FederatedClient
 from site_plugins import LocalFederation
 from site_plugins.datasets import StoredDataset
 from site_plugins.descriptions import describe

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import dask.array as da
 import iris_sample_data
 import numpy as np
 import pandas as pd
@@ -66,6 +67,18 @@ def wide(seed: int) -> xr.Dataset:
     return xr.Dataset({"x": (("time", "y", "z"), values)}).chunk(time=8)
 
 
+def matrix() -> xr.Dataset:
+    """Something to spend time on; see `slow`."""
+    return xr.Dataset({"m": (("a", "b"), np.random.default_rng(7).normal(size=(300, 300)))})
+
+
+def slow(opened: xr.Dataset, count: int = 300) -> da.Array:
+    """Make an expression of many tasks of some 10 ms each at the site."""
+    m = opened.m.data
+    parts = [da.map_blocks(np.linalg.inv, m * (i + 1), dtype=float) for i in range(count)]
+    return da.stack(parts).sum()
+
+
 def start_federation(**sites: Mapping[str, Any]) -> LocalFederation:
     """The three sites that most tests use, or others."""
     undecoded = {"open_options": {"decode_timedelta": False}}
@@ -84,6 +97,7 @@ def start_federation(**sites: Mapping[str, Any]) -> LocalFederation:
                     "made": made_up(1),
                     "wide": wide(1),
                     "secret": {"path": wide(3), "egress": "derived", "share": 0.02},
+                    "matrix": matrix(),
                 },
             },
             "south": {
@@ -100,7 +114,8 @@ def start_federation(**sites: Mapping[str, Any]) -> LocalFederation:
             },
             "ocean": {
                 "datasets": {
-                    "sst": {"path": SAMPLES / "ostia_monthly.nc", "title": "Sea", **undecoded}
+                    "sst": {"path": SAMPLES / "ostia_monthly.nc", "title": "Sea", **undecoded},
+                    "broken": "/canary-folder/missing.zarr",
                 }
             },
         }
@@ -182,6 +197,9 @@ class CountingProxy:
 
     def cut(self) -> None:
         """Break all connections, and take no more."""
+        with contextlib.suppress(OSError):
+            # Closing alone would not wake the thread that waits for the next one.
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for each in self._open:
             with contextlib.suppress(OSError):

@@ -13,7 +13,6 @@ import xarray as xr
 Expression = Callable[[xr.DataArray, xr.DataArray], Any]
 
 REDUCTIONS = ("sum", "mean", "min", "max", "var", "std", "count", "prod", "any", "all")
-SITES_DIMENSION = "scenario"
 
 
 def _local(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ decoded and checked as an endpoint does it, and is then evaluated task by task b
 `evaluate`, the shortest reading of the wire format there is; results become bytes again.
 """
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +61,7 @@ class Federation:
     crossed: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Bytes on every link."""
     messages: list[tuple[JobSubmission, list[bytearray]]] = field(default_factory=list)
+    plans: list[Plan] = field(default_factory=list)
     prefer: str | None = None
 
     def variable(
@@ -101,6 +101,7 @@ class Federation:
 
         def scheduler(expression: Any, keys: Any, **_: Any) -> Any:
             plan = make_plan(expression, keys, self.facts, TABLE, prefer=self.prefer)
+            self.plans.append(plan)
             made = self.run(plan)
             return _shaped(keys, made)
 
@@ -251,7 +252,3 @@ def _value(node: Any, holes: _Holes) -> Any:
             bound = partial(function, *rest[:count], **dict(zip(names, rest[count:], strict=True)))
             return bound() if isinstance(node, wire.Call) else bound
     return node
-
-
-def chunk_count(chunks: Sequence[Sequence[int]]) -> int:
-    return math.prod(len(sizes) for sizes in chunks)

@@ -54,6 +54,13 @@ def test_the_rules_speak_of_operations_that_exist() -> None:
     assert ruled <= set(TABLE.names)
 
 
+def test_no_operation_with_a_rule_has_another_name() -> None:
+    ruled = {*names.READS, *names.TEXTS, *names.POSITIONAL, *names.CALLS, *names.IN_PLACE}
+    for name in ruled:
+        function = TABLE.lookup(name)
+        assert [other for other in TABLE.names if TABLE.lookup(other) is function] == [name]
+
+
 def test_the_rules_on_what_is_called_fit_the_signatures() -> None:
     for name, called in names.CALLS.items():
         parameters = list(inspect.signature(TABLE.lookup(name)).parameters)
@@ -156,12 +163,8 @@ def test_no_source_of_the_table_evaluates_or_opens() -> None:
         assert not called & {"eval", "exec", "open", "compile", "__import__", "import_module"}, name
         assert not called & {"setattr", "globals", "load", "fromfile", "system", "Popen"}, name
         if "getattr" in called:
-            assert name in {
-                # Attributes of fixed names.
-                "dask.array.chunk.coarsen",
-                "dask.array.core.concatenate3",
-                "dask.array.reductions.moment_chunk",
-            }, name
+            # Attributes of fixed names.
+            assert name in {"dask.array.core.concatenate3", "numpy.isclose"}, name
 
 
 def dotted() -> Iterator[str]:
@@ -205,7 +208,7 @@ def test_bound_methods_and_look_alikes_have_no_name() -> None:
 def test_tables_can_be_narrowed() -> None:
     less = TABLE.without(["numpy.sum"])
     assert "numpy.sum" not in less
-    assert less.name_of(np.sum) is None
+    assert less.name_of(np.cumsum) == "numpy.cumsum"
     assert less.digest != TABLE.digest
     only = TABLE.only(["numpy.sum", "os.system"])
     assert only.names == ("numpy.sum",)
