@@ -72,7 +72,7 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
     """
     from site_plugins.certificates import write_certificates, write_private_file
     from site_plugins.config import load_config, parse_duration
-    from site_plugins.tokens import create_token, new_issuer_key
+    from site_plugins.tokens import create_token, new_issuer_key, public_key_of
 
     name = _site_name(folder, name)
     new = [folder / part for part in ("site.toml", "certificates", "keys/issuer.pem", "token.txt")]
@@ -86,6 +86,8 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
             (folder / part).mkdir(parents=True, exist_ok=True)
         write_certificates(folder / "certificates", names=hosts)
         write_private_file(folder / "keys" / "issuer.pem", new_issuer_key())
+        public_key = public_key_of(folder / "keys" / "issuer.pem")
+        (folder / "keys" / "issuer_public.pem").write_bytes(public_key)
         (folder / "site.toml").write_text(TEMPLATE.format(name=name), "utf-8")
         config = load_config(folder / "site.toml")
         user = getpass.getuser()
@@ -316,6 +318,7 @@ max_lifetime = "90d"
 # name = "south"
 # address = "https://south.example.org:8786"
 # ca = "certificates/south.pem"     # where its authority is not a public one
+# public_key = "keys/south.pem"     # its keys/issuer_public.pem: values go directly from site to site
 
 # What this site stores, one section each: anything that xarray opens here.
 # [datasets.temperature]

@@ -203,6 +203,8 @@ class PeerSection(Section):
     name: Name
     address: Address
     ca: File | None = None
+    public_key: File | None = None
+    """Of its tokens' issuer; with it, values are exchanged directly."""
 
 
 class DatasetSection(Section):

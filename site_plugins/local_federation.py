@@ -28,7 +28,7 @@ from federated_dask.errors import ConfigurationError
 from site_plugins.certificates import new_authority, write_certificates, write_private_file
 from site_plugins.config import SiteConfig, parse_config
 from site_plugins.serve import Site, event_loop_factory, run_site
-from site_plugins.tokens import create_token, new_issuer_key
+from site_plugins.tokens import create_token, new_issuer_key, public_key_of
 
 __all__ = ["LocalFederation"]
 
@@ -207,12 +207,16 @@ def _configs(
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     ports = _free_ports(len(sites))
     addresses = {name: f"https://127.0.0.1:{port}" for name, port in zip(sites, ports, strict=True)}
+    homes = {name: folder / f"site-{number}" for number, name in enumerate(sites)}
+    for home in homes.values():
+        home.mkdir()
+        write_private_file(home / "issuer.pem", new_issuer_key())
+        (home / "issuer_public.pem").write_bytes(public_key_of(home / "issuer.pem"))
     configs = {}
     for number, (name, given) in enumerate(sites.items()):
         # Whether the name can be one is for the configuration to say.
-        home = folder / f"site-{number}"
+        home = homes[name]
         files = write_certificates(home, authority=authority)
-        write_private_file(home / "issuer.pem", new_issuer_key())
         if unknown := sorted(given.keys() - TABLES):
             raise ConfigurationError(
                 f"Site {name!r} has {', '.join(map(repr, unknown))}; known are "
@@ -229,7 +233,12 @@ def _configs(
             "cluster": {**cluster, **given.get("cluster", {})},
             "tokens": {"private_key": str(home / "issuer.pem")},
             "peers": [
-                {"name": other, "address": address}
+                {
+                    "name": other,
+                    "address": address,
+                    "ca": str(folder / "ca.pem"),
+                    "public_key": str(homes[other] / "issuer_public.pem"),
+                }
                 for other, address in addresses.items()
                 if other != name
             ],

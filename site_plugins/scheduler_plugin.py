@@ -151,7 +151,14 @@ class SitePlugin(SchedulerPlugin):
             config.name,
             title=config.site.title,
             datasets=[StoredDataset.from_config(*item) for item in config.datasets.items()],
-            peers=[Peer(name=peer.name, address=peer.address) for peer in config.peers],
+            peers=[
+                Peer(
+                    name=peer.name,
+                    address=peer.address,
+                    exchanges=peer.public_key is not None,
+                )
+                for peer in config.peers
+            ],
             lease_seconds=config.limits.lease_seconds,
         )
 

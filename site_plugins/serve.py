@@ -22,6 +22,7 @@ from site_plugins.config import ClusterSection, SiteConfig
 from site_plugins.endpoint.app import create_app
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobSettings
+from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.server import EndpointServer
 from site_plugins.scheduler_plugin import SitePlugin
 from site_plugins.tokens import TokenVerifier
@@ -104,11 +105,13 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 f"The scheduler at {address} is that of the site {advertised.name!r}, "
                 f"not of {config.name!r}."
             )
+        peering = Peering(config)
+        stack.push_async_callback(peering.close)
         settings = JobSettings(
             limits=config.limits.protocol(), heartbeat_seconds=config.limits.heartbeat_seconds
         )
         server = EndpointServer(
-            create_app(gateway, verifier, settings=settings),
+            create_app(gateway, verifier, settings=settings, peering=peering),
             config.endpoint.host,
             config.endpoint.port,
             certificate=config.endpoint.certificate,

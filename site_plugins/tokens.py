@@ -36,7 +36,15 @@ from joserfc.jwk import ECKey, OKPKey
 from federated_dask.errors import ConfigurationError, NotAuthenticated, Reason
 from site_plugins.config import SiteConfig
 
-__all__ = ["Principal", "TokenVerifier", "create_token", "new_issuer_key"]
+__all__ = [
+    "Principal",
+    "StatementSigner",
+    "StatementVerifier",
+    "TokenVerifier",
+    "create_token",
+    "new_issuer_key",
+    "public_key_of",
+]
 
 TYPE = "at+jwt"
 LONGEST_TOKEN = 8 * 1024
@@ -199,9 +207,8 @@ class TokenVerifier:
         ConfigurationError
             If the issuer's key cannot be used.
         """
-        key = _load(config.tokens.private_key).public_key()
         return cls(
-            key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            public_key_of(config.tokens.private_key),
             issuer=config.token_issuer,
             audience=config.token_audience,
             max_lifetime=config.tokens.max_lifetime,
@@ -241,25 +248,12 @@ class TokenVerifier:
         return NotAuthenticated(message, reason=reason, site=self._site, hint=NEW_TOKEN)
 
     def _principal(self, text: str) -> Principal | None:
-        if len(text) > LONGEST_TOKEN or not text.isascii():
-            return None
-        try:
-            header, _, _ = (_decode(part) for part in text.split("."))
-            if _parse(header) != {"alg": self._algorithm, "typ": TYPE}:
-                return None
-            payload = jws.deserialize_compact(text, self._key, [self._algorithm]).payload
-            claims = _parse(payload)
-        except (ValueError, RecursionError, JoseError):
-            return None
-        return self._checked(claims) if isinstance(claims, dict) else None
+        claims = _read(text, TYPE, self._algorithm, self._key)
+        return None if claims is None else self._checked(claims)
 
     def _checked(self, claims: dict[str, Any]) -> Principal | None:
-        issued, expires = claims.get("iat"), claims.get("exp")
-        starts = claims.get("nbf", issued)
-        if not (_is_time(issued) and _is_time(expires) and _is_time(starts)):
-            return None
-        latest = self._clock() + CLOCK_SKEW
-        if issued > latest or starts > latest or not 0 < expires - issued <= self._max_lifetime + 1:
+        expires = _expiry(claims, self._clock(), self._max_lifetime)
+        if expires is None:
             return None
         if claims.get("iss") != self._issuer or claims.get("aud") != self._audience:
             return None
@@ -269,8 +263,101 @@ class TokenVerifier:
         if not all(_is_text(group) for group in groups):
             return None
         return Principal(
-            issuer=self._issuer, subject=subject, groups=tuple(groups), expires=float(expires)
+            issuer=self._issuer, subject=subject, groups=tuple(groups), expires=expires
         )
+
+
+class StatementSigner:
+    """Signs what a site states to its peers, with the key that signs its tokens.
+
+    Parameters
+    ----------
+    private_key : Path
+        Ed25519 or EC P-256, PEM.
+    """
+
+    def __init__(self, private_key: Path) -> None:
+        self._algorithm, self._key = _private_key(private_key)
+
+    def sign(self, kind: str, claims: dict[str, Any], lifetime: float) -> str:
+        """Sign a statement.
+
+        Parameters
+        ----------
+        kind : str
+            The header's ``typ``: a statement of one kind is never taken for another.
+        claims : dict
+            What is stated; plain JSON data.
+        lifetime : float
+            Seconds for which it holds.
+        """
+        now = time.time()
+        stated = {**claims, "iat": now, "exp": now + lifetime, "jti": secrets.token_urlsafe(12)}
+        payload = json.dumps(stated, separators=(",", ":"))
+        header = {"alg": self._algorithm, "typ": kind}
+        return jws.serialize_compact(header, payload, self._key, [self._algorithm])
+
+
+class StatementVerifier:
+    """Reads what one site stated, by its public key.
+
+    Parameters
+    ----------
+    public_key : bytes
+        Ed25519 or EC P-256, PEM.
+
+    Raises
+    ------
+    ValueError
+        If the key is no such public key.
+    """
+
+    def __init__(self, public_key: bytes) -> None:
+        self._algorithm, self._key = _for_joserfc(load_pem_public_key(public_key), public_key)
+
+    def verify(self, kind: str, text: str, max_lifetime: float) -> dict[str, Any] | None:
+        """Give the claims of a statement, or None where it does not hold (any more)."""
+        claims = _read(text, kind, self._algorithm, self._key)
+        expires = None if claims is None else _expiry(claims, time.time(), max_lifetime)
+        return None if expires is None or expires <= time.time() else claims
+
+
+def public_key_of(private_key: Path) -> bytes:
+    """Give the public key that goes with a private key file, as PEM.
+
+    Raises
+    ------
+    ConfigurationError
+        If the key cannot be used.
+    """
+    return _load(private_key).public_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _read(text: str, kind: str, algorithm: str, key: Key) -> dict[str, Any] | None:
+    if len(text) > LONGEST_TOKEN or not text.isascii():
+        return None
+    try:
+        header, _, _ = (_decode(part) for part in text.split("."))
+        if _parse(header) != {"alg": algorithm, "typ": kind}:
+            return None
+        claims = _parse(jws.deserialize_compact(text, key, [algorithm]).payload)
+    except (ValueError, RecursionError, JoseError):
+        return None
+    return claims if isinstance(claims, dict) else None
+
+
+def _expiry(claims: dict[str, Any], now: float, max_lifetime: float) -> float | None:
+    """Give the end of a statement whose times make sense, else None."""
+    issued, expires = claims.get("iat"), claims.get("exp")
+    starts = claims.get("nbf", issued)
+    if not (_is_time(issued) and _is_time(expires) and _is_time(starts)):
+        return None
+    latest = now + CLOCK_SKEW
+    if issued > latest or starts > latest or not 0 < expires - issued <= max_lifetime + 1:
+        return None
+    return float(expires)
 
 
 def _is_text(value: object) -> TypeGuard[str]:

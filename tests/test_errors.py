@@ -58,7 +58,12 @@ def test_errors_survive(again, cls: type[FederatedError], reason: Reason) -> Non
     error = make(cls, reason)
     twin = again(error)
     assert type(twin) is cls
-    assert (twin.message, twin.reason, twin.site, twin.hint) == ("It broke.", reason, "north", "Mend it.")
+    assert (twin.message, twin.reason, twin.site, twin.hint) == (
+        "It broke.",
+        reason,
+        "north",
+        "Mend it.",
+    )
     assert twin.__notes__ == ["as seen from the south"]
     twin.add_note("another")
     assert error.__notes__ == ["as seen from the south"]

@@ -39,6 +39,8 @@ from federated_dask.protocol.messages import (
     AnyJobEvent,
     Catalogue,
     DatasetDescription,
+    DelegationReply,
+    DelegationRequest,
     Failure,
     Finished,
     JobSubmission,
@@ -320,6 +322,29 @@ class SiteConnection:
         path = f"/leases/{_quoted(lease)}/{output}"
         async with self._open("GET", path, FRAMES_MEDIA_TYPE) as reply:
             return await reply.frame(Result, self.parameters.limits)
+
+    async def delegate(self, lease: str, receiver: str, outputs: Sequence[int]) -> str:
+        """Let another site fetch held results from this one.
+
+        Parameters
+        ----------
+        lease : str
+            From the job's `Finished`.
+        receiver : str
+            Name of the other site, a peer of this one.
+        outputs : sequence of int
+            Positions in the job's outputs.
+
+        Returns
+        -------
+        str
+            The delegation, to be handed over with the other site's job.
+        """
+        request = DelegationRequest(receiver=receiver, outputs=tuple(outputs))
+        body = [msgspec.json.encode(request)]
+        path = f"/leases/{_quoted(lease)}/delegations"
+        async with self._open("POST", path, JSON, body=body) as reply:
+            return (await reply.json(DelegationReply)).delegation
 
     async def release(self, lease: str) -> None:
         """Let the site drop what it holds under a lease."""

@@ -7,11 +7,13 @@ import contextlib
 import contextvars
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import dask.threaded
+import msgspec
 from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
@@ -99,7 +101,7 @@ async def execute(
     finally:
         run.let_go()
     seconds = time.perf_counter() - started
-    return run.results(), _record(plan, run.sites, counters, seconds)
+    return run.results(), _record(run, counters, seconds)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -121,6 +123,8 @@ class _Run:
         self.held: dict[int, tuple[wire.Held, Lease]] = {}
         """Results that a site holds, by position."""
         self.sites: dict[str, SiteRun] = {site: SiteRun() for site in plan.sites}
+        self.exchanged: Counter[tuple[str, str]] = Counter()
+        """Bytes that went from site to site, by (from, to)."""
         self.last_use = _last_uses(plan)
 
     async def all_stages(self) -> None:
@@ -136,7 +140,11 @@ class _Run:
     async def run_job(self, job: Job) -> None:
         held = {position: self.held[position][0] for position in job.earlier}
         values = {position: self.values[position] for position in job.values}
+        held.update({p: self.pulled(p, site) for p, site in job.pulled.items()})
         submission, buffers = self.plan.submission(job, values, held)
+        delegations = await self.delegations(job)
+        if delegations:
+            submission = msgspec.structs.replace(submission, delegations=delegations)
         connection = self.connections[job.site]
         outputs = job.outputs
         site = self.sites[job.site]
@@ -156,6 +164,8 @@ class _Run:
                     case Finished():
                         site.compute_seconds += event.compute_seconds
                         site.read_bytes += event.read_bytes
+                        for peer, size in event.pulled_bytes.items():
+                            self.exchanged[peer, job.site] += size
                         self.take_lease(job, connection, event.lease)
         missing = [position for position in job.released if position not in self.values]
         if missing:
@@ -165,6 +175,23 @@ class _Run:
                 site=job.site,
                 hint="Report this to the site's operator.",
             )
+
+    def pulled(self, position: int, site: str) -> wire.Held:
+        """Name a result that a peer of the receiving site holds."""
+        return msgspec.structs.replace(self.held[position][0], peer=site)
+
+    async def delegations(self, job: Job) -> dict[str, str]:
+        """Have the sites that hold what a job needs let its site fetch it."""
+        outputs: dict[tuple[str, str], list[int]] = {}
+        for position, site in job.pulled.items():
+            held, _ = self.held[position]
+            outputs.setdefault((site, held.lease), []).append(held.output)
+        asked = [
+            self.connections[site].delegate(lease, job.site, numbers)
+            for (site, lease), numbers in outputs.items()
+        ]
+        leases = [lease for _, lease in outputs]
+        return dict(zip(leases, await asyncio.gather(*asked), strict=True))
 
     def take_lease(self, job: Job, connection: SiteConnection, name: str | None) -> None:
         if name is None:
@@ -251,9 +278,8 @@ def _run_threads(
         return list(dask.threaded.get(nodes, keys, pool=pool))
 
 
-def _record(
-    plan: Plan, sites: dict[str, SiteRun], counters: Mapping[str, LinkCounter], seconds: float
-) -> RunRecord:
+def _record(run: _Run, counters: Mapping[str, LinkCounter], seconds: float) -> RunRecord:
+    plan = run.plan
     predicted = plan.predicted_links()
     links = []
     for site in sorted({*plan.sites, *counters}):
@@ -263,4 +289,7 @@ def _record(
             (site, HOME, counter.received),
         ):
             links.append(Link(start, end, predicted.get((start, end), 0), actual))
-    return RunRecord(links, sites, plan.read_bytes(), seconds)
+    for start, end in sorted({*run.exchanged, *(link for link in predicted if HOME not in link)}):
+        exchanged = run.exchanged[start, end]
+        links.append(Link(start, end, predicted.get((start, end), 0), exchanged))
+    return RunRecord(links, run.sites, plan.read_bytes(), seconds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import threading
 from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,8 @@ from dask._expr import FinalizeCompute
 from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
 
-from federated_dask.client import current, loop
+from federated_dask.client import loop, takeover
+from federated_dask.client.addresses import check_name, check_token, named_addresses
 from federated_dask.client.catalogue import Datasets, Site, Sites
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.execution import execute
@@ -32,7 +32,7 @@ from federated_dask.errors import ConfigurationError, FederatedError, NotAuthent
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
 from federated_dask.planner.plan import Plan, make_plan
-from federated_dask.planner.sources import HOME, SiteFacts
+from federated_dask.planner.sources import SiteFacts
 from federated_dask.protocol.messages import Catalogue, SiteDescription
 from federated_dask.protocol.operations import operation_table
 
@@ -113,10 +113,10 @@ class FederatedClient:
             token = address.token if token is None else token
             verify = address.verify if verify is True else verify
             address = address.addresses
-        _check_token(token)
+        check_token(token)
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
-        self._addresses = _named(address)
+        self._addresses = named_addresses(address)
         self._token = token
         self._verify = verify
         self._timeout = timeout
@@ -180,12 +180,12 @@ class FederatedClient:
         connection = self._make_connection(told, address, self._token_for(told, address, given))
         try:
             description, catalogue = await self._ask(connection)
-            _check_name(told, description.name, address)
+            check_name(told, description.name, address)
         except BaseException as error:
             await connection.close()
             if isinstance(error, NotAuthenticated) and name is not None:
                 # No token fits where the name is wrong; then the name is what to tell of.
-                _check_name(name, await self._name_at(address), address)
+                check_name(name, await self._name_at(address), address)
             raise
         self._connections[told] = connection
         return Site(told, address, description), catalogue
@@ -444,18 +444,15 @@ class FederatedClient:
         items = list(collections) if several else [collections]
 
         def persist() -> Any:
-            persisted = self._persist(items, optimize_graph, timeout, kwargs)
+            persisted = self.persist_waiting(items, optimize_graph, timeout, **kwargs)
             return persisted if several else persisted[0]
 
         return asyncio.to_thread(persist) if self.asynchronous else persist()
 
-    def _persist(
-        self,
-        items: list[Any],
-        optimize_graph: bool,
-        timeout: float | None,
-        options: Mapping[str, Any],
+    def persist_waiting(
+        self, items: list[Any], optimize_graph: bool, timeout: float | None, **options: Any
     ) -> list[Any]:
+        """Persist collections and wait for it, in asynchronous mode too; see `persist`."""
         found, repack = unpack_collections(*items)
         if not found:
             return items
@@ -517,10 +514,7 @@ class FederatedClient:
 
     def as_current(self) -> FederatedClient:
         """Make this client Dask's scheduler, until it is closed or another takes over."""
-        with _life:
-            if not _entered or _entered[-1].client is not self:
-                _entered.append(_Entered(self, current.get_current()))
-                current.set_current(self)
+        takeover.enter(self)
         return self
 
     def close(self) -> Any:
@@ -528,18 +522,8 @@ class FederatedClient:
 
         An awaitable in asynchronous mode.
         """
-        self._leave()
+        takeover.leave(self)
         return self._run(self._close())
-
-    def _leave(self) -> None:
-        with _life:
-            for entry in _entered:
-                entry.over = entry.over or entry.client is self
-            # Clients may be closed in any order; what was set last is undone first.
-            while _entered and _entered[-1].over:
-                _entered.pop().undo()
-            if current.get_current() is self:
-                current.set_current(_entered[-1].client if _entered else None)
 
     async def _close(self) -> None:
         await asyncio.gather(*(connection.close() for connection in self._connections.values()))
@@ -576,7 +560,7 @@ class FederatedClient:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave()
+        takeover.leave(self)
         await self._close()
 
     def __repr__(self) -> str:
@@ -613,101 +597,11 @@ def _unusable(client: FederatedClient, site: str) -> FederatedError:
     )
 
 
-class _Scheduler:
-    """What Dask calls in place of a scheduler function; it looks for ``persist`` beside it."""
-
-    def __init__(self, client: FederatedClient) -> None:
-        self._client = client
-
-    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
-        return self._client.get(dsk, keys, **kwargs)
-
-    def persist(
-        self,
-        collections: Any,
-        *,
-        optimize_graph: bool = True,
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Persist collections, waiting even in asynchronous mode: Dask does not await it."""
-        return self._client._persist(list(collections), optimize_graph, timeout, kwargs)
-
-
-class _Entered:
-    """One time that a client became Dask's scheduler, and how to undo it."""
-
-    def __init__(self, client: FederatedClient, previous: current.HasConnections | None) -> None:
-        self.client = client
-        self.previous = previous
-        self.over = False
-        # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
-        self.config = dask.config.set(
-            {"scheduler": _Scheduler(client), "array.rechunk.method": "tasks"}
-        )
-
-    def undo(self) -> None:
-        """Be the scheduler no longer."""
-        self.config.__exit__(None, None, None)
-        if current.get_current() is self.client:
-            current.set_current(self.previous)
-
-
-_life = threading.RLock()
-_entered: list[_Entered] = []
-"""Clients that are or were Dask's scheduler, the latest last."""
-
-
-def _named(
-    address: str | Sequence[str] | Mapping[str, str],
-) -> list[tuple[str | None, str]]:
-    if isinstance(address, Mapping):
-        found: list[tuple[Any, Any]] = list(address.items())
-    elif isinstance(address, list | tuple | set | frozenset):
-        found = [(None, each) for each in address]
-    else:
-        found = [(None, address)]
-    for name, each in found:
-        if not isinstance(each, str) or not isinstance(name, str | None):
-            raise ConfigurationError(
-                f"{each!r} is no address of a site.",
-                hint="Give https://host:port, a list of such, or a dict of site names to them.",
-            )
-    if not found:
-        raise ConfigurationError(
-            "There is no address to connect to.", hint="Give the address of at least one site."
-        )
-    return [(name, each.rstrip("/")) for name, each in found]
-
-
-def _check_token(token: object) -> None:
-    texts = token.items() if isinstance(token, Mapping) else [("", token)]
-    if token is not None and not all(isinstance(part, str) for pair in texts for part in pair):
-        # What was given may be a secret, so it is not shown.
-        raise ConfigurationError(
-            f"The token is no text but of type {type(token).__name__}.",
-            hint="Give one token as text, or a dict of site names or addresses to tokens.",
-        )
-
-
-def _check_name(expected: str, found: str, address: str) -> None:
-    if found != expected:
-        raise ConfigurationError(
-            f"The endpoint at {address} is the site {found!r}, not {expected!r}.",
-            site=expected,
-            hint="Check the addresses.",
-        )
-    if found == HOME or not found:
-        raise ConfigurationError(
-            f"The endpoint at {address} calls itself {found!r}, which is no name of a site.",
-            hint="Tell its operator.",
-        )
-
-
 def _facts(description: SiteDescription) -> SiteFacts:
     names = description.operations
     known = operation_table().names if names is None else names
-    return SiteFacts(description.name, frozenset(known))
+    peers = frozenset(peer.name for peer in description.peers if peer.exchanges)
+    return SiteFacts(description.name, frozenset(known), peers)
 
 
 class _first_error:  # noqa: N801

@@ -132,7 +132,14 @@ license = "UK Open Government Licence"
 """
     for name, address in addresses.items():
         if name != dataset.site:
-            text += f"\n[[peers]]\nname = {json.dumps(name)}\naddress = {json.dumps(address)}\n"
+            home = folder.parent / name
+            text += f"""
+[[peers]]
+name = {json.dumps(name)}
+address = {json.dumps(address)}
+ca = {json.dumps(str(home / "certificates" / "ca.pem"))}
+public_key = {json.dumps(str(home / "keys" / "issuer_public.pem"))}
+"""
     (folder / "site.toml").write_text(text)
 
 

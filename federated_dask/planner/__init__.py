@@ -1,0 +1,1 @@
+"""Where each task of an expression runs, and what crosses each link. Pure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,9 +78,12 @@ def encode_graph(
         numbers[members] = range(number, number + len(members))
         number += len(members)
     message = wire.Graph(
-        sources=tuple(_source(graph.leaves[leaf]) for leaf in sources),
+        sources=tuple(_source(cast(SourceReference, graph.leaves[leaf])) for leaf in sources),
         values=tuple(encoded),
-        held=(*held.values(), *(_held(graph.leaves[leaf]) for leaf in own_held)),
+        held=(
+            *held.values(),
+            *(_held(cast(HeldReference, graph.leaves[leaf])) for leaf in own_held),
+        ),
         templates=tuple(templates),
         blocks=tuple(
             _block(graph, template, members, numbers, leaf_numbers) for template, members in groups

@@ -3,7 +3,7 @@
 ::
 
     expression ──► raw high-level graph ──► blockwise layers fused ──► tasks ──► programs
-                   (finalise kept apart)    (never across sites)       (culled)  (or a reason why not)
+                   (finalise kept apart)    (never across sites)       (culled)  (or a reason)
 
 Dask's default optimisation would fuse a task that reads at one site with a task
 that reads at another; from then on neither can run at its data.  So blockwise
@@ -18,9 +18,10 @@ what stands in the way (`blocker`) and can only run at home.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import xarray.core.indexing as xarray_indexing
@@ -33,6 +34,8 @@ from dask._task_spec import (
     convert_legacy_graph,
 )
 from dask._task_spec import List as DaskList
+from dask.array.chunk import getitem
+from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.blockwise import Blockwise, optimize_blockwise
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -59,6 +62,7 @@ Leaf: TypeAlias = SourceReference | HeldReference | Any
 """An operand that is no task: a stored variable, a held result, or a constant."""
 
 AT_HOME = frozenset({HOME})
+GETTERS = (getter, getter_inline, getter_nofancy, getitem, operator.getitem)
 LARGEST_CONSTANT = 64 * 1024
 """Arrays of the researcher's own above this many bytes are data at home, not constants."""
 
@@ -87,6 +91,8 @@ class PlanTask:
     dtype: np.dtype | None = None
     finalise: bool = False
     """True for Dask's own last step, which puts chunks together at home."""
+    unsendable: str | None = None
+    """Why its result, an object of the researcher, has no wire form."""
 
 
 @dataclass
@@ -220,12 +226,24 @@ def _meeting_points(graph: HighLevelGraph, table: OperationTable) -> set[Hashabl
             sites[name] = AT_HOME
     kept: set[Hashable] = set()
     for name, layer in graph.layers.items():
+        if _has_lazy_index(layer):
+            # The index is folded into the reads, which must stand alone for that.
+            kept.update(above for above, below in graph.dependencies.items() if name in below)
+            kept.add(name)
         if isinstance(layer, Blockwise):
             inputs = {below: sites[below] for below in graph.dependencies[name] if sites[below]}
             is_foreign = sites[name] == AT_HOME and inputs
             if len(set(inputs.values())) > 1 or is_foreign:
                 kept.update(inputs)
     return kept
+
+
+def _has_lazy_index(layer: Any) -> bool:
+    for leaf in _leaves_of_layer(layer):
+        _, lazy = _unwrap(_data_of(leaf))
+        if lazy is not None and not _takes_all(lazy):
+            return True
+    return False
 
 
 def _is_foreign(layer: Blockwise, table: OperationTable) -> bool:
@@ -239,26 +257,28 @@ def _is_foreign(layer: Blockwise, table: OperationTable) -> bool:
     return False
 
 
-def _sources_of_layer(layer: Any) -> list[SourceReference | HeldReference]:
+def _leaves_of_layer(layer: Any) -> list[Any]:
     if isinstance(layer, Blockwise):
-        candidates = [value for value, indices in layer.indices if indices is None]
-    elif isinstance(layer, MaterializedLayer):
-        candidates = list(layer.mapping.values())
-    else:
-        candidates = []
-    found = [_reference_of(candidate) for candidate in candidates]
+        return [value for value, indices in layer.indices if indices is None]
+    return list(layer.mapping.values()) if isinstance(layer, MaterializedLayer) else []
+
+
+def _sources_of_layer(layer: Any) -> list[SourceReference | HeldReference]:
+    found = [_reference_of(candidate) for candidate in _leaves_of_layer(layer)]
     return [reference for reference in found if reference is not None]
 
 
 def _reference_of(value: Any) -> SourceReference | HeldReference | None:
     """Find the stored variable or held result that a graph's leaf stands for."""
-    if isinstance(value, Task) and len(value.args) == 1:
-        value = value.args[0]
-    if isinstance(value, DataNode):
-        value = value.value
-    array, _ = _unwrap(value)
+    array, _ = _unwrap(_data_of(value))
     reference = getattr(array, "source", None)
     return reference if isinstance(reference, SourceReference | HeldReference) else None
+
+
+def _data_of(value: Any) -> Any:
+    if isinstance(value, Task) and len(value.args) == 1:
+        value = value.args[0]
+    return value.value if isinstance(value, DataNode) else value
 
 
 def _unwrap(value: Any) -> tuple[Any, xarray_indexing.LazilyIndexedArray | None]:
@@ -350,7 +370,7 @@ class _Lowering:
             array, lazy = _unwrap(node.value)
             limit = getattr(array, "egress_limit", None)
             self.stored[reference] = StoredFacts(tuple(array.shape), array.dtype, limit)
-            if lazy is not None and any(part != slice(None) for part in lazy.key.tuple):
+            if lazy is not None and not _takes_all(lazy):
                 self.lazy[key] = lazy
             self.position[key] = self.maker.leaf(reference)
             return
@@ -360,6 +380,7 @@ class _Lowering:
             self.position[key] = self.maker.leaf(node.value)
             return
         task = PlanTask(key, _label(key), (), None, blocker or "data of the researcher", node)
+        task.unsendable = blocker
         task.shape, task.dtype = (
             getattr(node.value, "shape", None),
             getattr(node.value, "dtype", None),
@@ -373,14 +394,18 @@ class _Lowering:
 
     def add_task(self, key: Key, node: GraphNode) -> None:
         finalise = str(key).startswith("finalize-")
-        program, blocker, sources = None, None, ()
+        program, blocker = None, None
         if not finalise:
             try:
-                program = self.maker.make(self.with_composed_index(node))
+                program = self.maker.make(self.with_composed_indices(node))
             except Foreign as foreign:
                 blocker = str(foreign)
         operands = {self.operand(below) for below in node.dependencies}
         dependencies = tuple(sorted(operand for operand in operands if operand >= 0))
+        for below in dependencies:
+            if (unsendable := self.tasks[below].unsendable) is not None:
+                # Its value is no result of a task: it cannot be brought to a site later either.
+                program, blocker = None, unsendable
         sources = tuple(
             leaf
             for operand in operands
@@ -390,19 +415,26 @@ class _Lowering:
         task.finalise = finalise
         self.append(self.with_hint(task))
 
-    def with_composed_index(self, node: GraphNode) -> GraphNode:
+    def with_composed_indices(self, node: GraphNode) -> GraphNode:
         """Fold the lazy index of an xarray variable into the task that reads from it.
 
         A variable indexed before it was chunked holds its index in the leaf; a
         stored variable at a site knows nothing of it.
+
+        Raises
+        ------
+        Foreign
+            If the task does something else with the variable.
         """
-        if not self.lazy or not isinstance(node, Task) or len(node.args) < 2:
+        indexed = [key for key in node.dependencies if self.resolve(key) in self.lazy]
+        if not indexed:
             return node
+        if not isinstance(node, Task) or node.func not in GETTERS or len(node.args) < 2:
+            raise Foreign("it does not read an indexed variable by slicing")
         first, index, *rest = node.args
-        key = first.key if isinstance(first, TaskRef | Alias) else None
-        lazy = None if key is None else self.lazy.get(self.resolve(key))
-        if lazy is None:
-            return node
+        if not isinstance(first, TaskRef | Alias) or isinstance(index, TaskRef | Alias):
+            raise Foreign("it does not read an indexed variable by slicing")
+        lazy = self.lazy[self.resolve(indexed[0])]
         if isinstance(index, DataNode):
             index = index.value
         composed = lazy.oindex[xarray_indexing.OuterIndexer(_outer(index, lazy.ndim))]
@@ -433,6 +465,10 @@ class _Lowering:
         return self.append(PlanTask(key, _label(key), (), None, "data of the researcher", node))
 
 
+def _takes_all(lazy: xarray_indexing.LazilyIndexedArray) -> bool:
+    return all(isinstance(part, slice) and part == slice(None) for part in lazy.key.tuple)
+
+
 def _outer(index: Any, ndim: int) -> tuple[Any, ...]:
     parts = index if isinstance(index, tuple) else (index,)
     return tuple(
@@ -448,7 +484,7 @@ def _label(key: Key) -> str:
 def aggregate_node(task: PlanTask, inputs: Sequence[Key], depth: int) -> GraphNode:
     """Make Dask's node of a reduction over other inputs, nested `depth` lists deep."""
     assert isinstance(task.node, Task)  # noqa: S101
-    nested: Any = DaskList(*(TaskRef(key) for key in inputs))
+    nested: Any = DaskList(*(TaskRef(cast(Any, key)) for key in inputs))
     for _ in range(depth - 1):
         nested = DaskList(nested)
     return Task(task.key, task.node.func, nested, **task.node.kwargs)

@@ -22,7 +22,7 @@ from federated_dask.planner.origins import Availability, Dataset, derivations, o
 from federated_dask.planner.sizes import read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
-__all__ = ["Placement", "place"]
+__all__ = ["Placement", "exchange", "place"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class _Placer:
     ) -> None:
         self.graph = graph
         self.sizes = sizes
+        self.facts = facts
         self.available = Availability(facts)
         self.prefer = prefer
         self.origins = origins(graph, facts, prefer)
@@ -175,10 +176,10 @@ class _Placer:
             needed_at=frozenset(),
         )
 
-    @staticmethod
-    def cost(start: Hashable, end: Hashable) -> float:
-        """Cost per byte of a link; from site to site, values are relayed by home."""
-        return 1.0 if HOME in (start, end) else 2.0
+    def cost(self, start: Hashable, end: Hashable) -> float:
+        """Cost per byte of a link: two sites that do not exchange values use home as a relay."""
+        direct = HOME in (start, end) or exchange(self.facts, str(start), str(end))
+        return 1.0 if direct else 2.0
 
     def choose(self, position: int) -> str | None:
         where = self.origins[position]
@@ -225,7 +226,7 @@ class _Placer:
             self.reasons[position] = f"{site} does not have {lacking}"
 
     def elsewhere(self, position: int, place: str) -> list[int]:
-        """Inputs of a task that are made at another place than `place`."""
+        """List the inputs of a task that are made at another place than `place`."""
         return [
             below
             for below in self.graph.tasks[position].dependencies
@@ -246,6 +247,11 @@ class _Placer:
             if other is not None:
                 latest = max(latest, self.stages[below] + (other != place))
         return latest
+
+
+def exchange(facts: Mapping[str, SiteFacts], start: str, end: str) -> bool:
+    """Say whether two sites exchange values directly: each has to list the other."""
+    return end in facts[start].peers and start in facts[end].peers
 
 
 FORBIDDEN = 1000.0

@@ -19,7 +19,7 @@ from federated_dask.errors import NotPermitted, Reason
 from federated_dask.planner.encoding import encode_graph
 from federated_dask.planner.graph import Key, PlanGraph, lower
 from federated_dask.planner.origins import Dataset, derivations
-from federated_dask.planner.placement import Placement, place
+from federated_dask.planner.placement import Placement, exchange, place
 from federated_dask.planner.reductions import split_reductions
 from federated_dask.planner.sizes import estimate_sizes, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
@@ -46,6 +46,8 @@ class Job:
     """Tasks whose results are sent along."""
     earlier: list[int] = field(default_factory=list)
     """Tasks of earlier stages whose results the site holds."""
+    pulled: dict[int, str] = field(default_factory=dict)
+    """Tasks of earlier stages whose results it fetches, with the site that holds them."""
 
     @property
     def outputs(self) -> list[int]:
@@ -112,12 +114,15 @@ class Plan:
             for job in stage:
                 links[HOME, job.site] += self._upload_bytes(job)
                 links[job.site, HOME] += sum(self.sizes[p] for p in job.released)
+                for position, site in job.pulled.items():
+                    links[site, job.site] += self.sizes[position]
         for site, size in self.read_from_home().items():
             links[site, HOME] += size
         return dict(links)
 
     def _upload_bytes(self, job: Job) -> int:
         placeholders = {p: wire.Held("0" * 32, 0) for p in job.earlier}
+        placeholders.update({p: wire.Held("0" * 32, 0, site) for p, site in job.pulled.items()})
         submission, buffers = self.submission(job, dict.fromkeys(job.values), placeholders)
         message = sum(memoryview(piece).nbytes for piece in encode_frame(submission, buffers))
         return message + sum(self.sizes[p] for p in job.values)
@@ -253,6 +258,9 @@ def _connect(plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own:
             if place_ != HOME:
                 maker.held.append(below)
                 share.earlier.append(below)
+        elif HOME not in (place_, share.site) and exchange(plan.facts, place_, share.site):
+            maker.held.append(below)
+            share.pulled[below] = place_
         else:
             if place_ != HOME:
                 maker.released.append(below)
@@ -266,7 +274,7 @@ def _check_egress(plan: Plan) -> None:
     largest: dict[Dataset, int] = {}
     for stage in plan.jobs:
         for job in stage:
-            for position in job.released:
+            for position in (*job.released, *job.pulled):
                 for dataset in datasets[position]:
                     leaving[dataset] += plan.sizes[position]
                     if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:

@@ -153,9 +153,11 @@ class ProgramMaker:
                 raise Foreign("it uses a stored variable otherwise than by reading from it")
 
     def is_source(self, operand: int) -> bool:
+        """Say whether an operand is a stored variable."""
         return isinstance(self.leaves[-1 - operand], SourceReference)
 
     def bound_blocker(self, operand: int) -> str | None:
+        """Say why an operand may not steer an operation, or None where it may."""
         if operand >= 0:
             return "it computes what an operation that reaches functions by name is given"
         if operand not in self._bound:
@@ -229,11 +231,10 @@ class ProgramMaker:
 
     def call(self, node: Task, holes: _Holes) -> wire.Node:
         """Turn one call into a node."""
-        function, arguments, keywords = node.func, node.args, node.kwargs
-        if function is _identity_cast:
-            return self.container(keywords["typ"], arguments, holes)
+        if node.func is _identity_cast:
+            return self.container(node.kwargs["typ"], node.args, holes)
         try:
-            function, arguments, keywords = substitute(function, arguments, keywords)
+            function, arguments, keywords = substitute(node.func, node.args, node.kwargs)
         except CannotSubstitute as error:
             raise Foreign(str(error)) from None
         return wire.Call(
@@ -305,6 +306,7 @@ class ProgramMaker:
         return self.plain(value, holes)
 
     def integer(self, value: int, holes: _Holes, shared: bool) -> wire.Node:
+        """Turn an integer into a hole, a number or a constant."""
         if value not in INT64:
             return self.constant(value, holes)
         if shared:
@@ -313,6 +315,7 @@ class ProgramMaker:
         return wire.Integer()
 
     def reference(self, key: Hashable, holes: _Holes) -> wire.Node:
+        """Turn the result of another task, or of an earlier step, into a node."""
         local = holes.local.get(key)
         if isinstance(local, _Given):
             names, holes.local = holes.local, local.names
@@ -325,6 +328,7 @@ class ProgramMaker:
         return wire.Reference()
 
     def graph_node(self, node: GraphNode, holes: _Holes, shared: bool) -> wire.Node:
+        """Turn what Dask nests in arguments into a node."""
         if isinstance(node, DataNode):
             return self.argument(node.value, holes, shared)
         if isinstance(node, List):
@@ -339,6 +343,7 @@ class ProgramMaker:
         raise Foreign(f"a {type(node).__name__} has no wire form")
 
     def plain(self, value: Any, holes: _Holes) -> wire.Node:
+        """Turn plain data into a node."""
         if type(value) is float:
             return wire.Float(value.hex())
         if value is Ellipsis:
@@ -357,6 +362,7 @@ class ProgramMaker:
         return self.constant(value, holes)
 
     def constant(self, value: Any, holes: _Holes) -> wire.Node:
+        """Turn a value into a reference to a leaf."""
         blocker = self.blocker_of(value)
         if blocker is not None:
             raise Foreign(blocker)

@@ -86,10 +86,8 @@ ORDERED = frozenset(
 )
 """Reductions that must combine neighbours only."""
 
-FLOX_UNORDERED = frozenset(
-    "all any count max mean min prod std sum var nanall nanany nancount nanlen nanmax nanmean "
-    "nanmin nanprod nanstd nansum nanvar".split()
-)
+_UNORDERED = ("all", "any", "count", "len", "max", "mean", "min", "prod", "std", "sum", "var")
+FLOX_UNORDERED = frozenset((*_UNORDERED, *(f"nan{name}" for name in _UNORDERED)))
 """Aggregations of flox that may combine their inputs in any order; not so `first` or `argmax`."""
 
 COPIED = {
@@ -167,7 +165,7 @@ class _Splitter:
         return getattr(aggregation, "name", None) not in FLOX_UNORDERED
 
     def flatten(self, node: TreeNode, combining: str) -> list[int]:
-        """Inputs of a node, with combine nodes that mix sites replaced by their own inputs."""
+        """List a node's inputs, those of combine nodes that mix sites in place of these."""
         result = []
         stack = list(reversed(node.inputs))
         while stack:
@@ -183,7 +181,7 @@ class _Splitter:
     def combine_function(
         self, node: TreeNode, combining: str, inputs: Sequence[int]
     ) -> tuple[wire.Node, tuple[int, ...]] | None:
-        """The callable that combines partials of this tree, and the constants bound to it."""
+        """Find the callable that combines partials of this tree, and the constants bound to it."""
         if node.operation == combining:
             return _kept_dimensions(node.function), node.bound
         for position in (*node.inputs, *inputs):
@@ -300,7 +298,7 @@ def _combining(node: TreeNode) -> str | None:
 
 
 def _bound_leaf(node: TreeNode, name: str, graph: PlanGraph) -> object:
-    """The constant that a callable holds as a keyword, or None."""
+    """Find the constant that a callable holds as a keyword, or None."""
     holes = iter(node.bound)
     function: wire.Node = node.function
     while isinstance(function, wire.Partial):
@@ -335,15 +333,16 @@ def _nested(count: int, depth: int) -> wire.Node:
 
 
 def _innermost(function: wire.Node) -> tuple[wire.Partial, tuple[wire.Node, ...]]:
-    """The partial that is applied last, and what is composed before it."""
+    """Take off the partial that is applied last; give also what is composed before it."""
     rest: tuple[wire.Node, ...] = ()
     if isinstance(function, wire.Compose):
-        function, rest = function.functions[0], function.functions[1:]
+        first, *before = function.functions
+        function, rest = first, tuple(before)
     return function if isinstance(function, wire.Partial) else wire.Partial(function), rest
 
 
 def _kept_dimensions(function: wire.Node) -> wire.Node:
-    """The same callable with ``keepdims=True``, as combining needs it."""
+    """Make the same callable with ``keepdims=True``, as combining needs it."""
     inner, rest = _innermost(function)
     keywords = tuple((name, value) for name, value in inner.keywords if name != "keepdims")
     kept = wire.Partial(inner.function, inner.arguments, (*keywords, ("keepdims", True)))
@@ -351,7 +350,7 @@ def _kept_dimensions(function: wire.Node) -> wire.Node:
 
 
 def _flox_combine(node: TreeNode) -> tuple[wire.Node, tuple[int, ...]] | None:
-    """flox's aggregate says in its keywords how to combine."""
+    """Make the combining callable from the keywords of flox's aggregate."""
     outer = node.function
     if not isinstance(outer, wire.Partial):
         return None

@@ -73,8 +73,8 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
 class _Reading:
     """What a template says about the size of its tasks' results."""
 
-    bound: int = 0
-    """Reference holes of the callable itself."""
+    bound: tuple[int, int] = (0, 0)
+    """First and end of the reference holes of flox's callable itself."""
     combines: bool = False
     """It combines partials: the result is as large as one of them."""
     groups: bool = False
@@ -94,17 +94,17 @@ class _Reading:
         bound = count_references(call.function)
         keeps = keyword(call, "keepdims") is True
         if tree_node(program) is not None and keyword(call.function, "keepdims") is True:
-            return cls(bound, combines=True)
+            return cls(combines=True)
         if FLOX_CHUNK in uses(call.function):
-            inner = _applied_first(call.function)
-            stated = keyword(inner, "dtype")
+            stated = _given_first(call, "dtype")
             items = stated.items if isinstance(stated, wire.Tuple) else (stated,)
             itemsize = sum(_itemsize(item) or 0 for item in items) or OBJECT_ITEMSIZE
-            return cls(bound, groups=True, reduced=_axes(inner), itemsize=itemsize)
+            before = sum(map(count_references, program.template.steps[:-1]))
+            axes = _axes(_given_first(call, "axis"))
+            return cls((before, before + bound), groups=True, reduced=axes, itemsize=itemsize)
         arrays = ARRAYS_IN_PARTIAL.get(name or "")
         return cls(
-            bound,
-            reduced=_axes(call) if keeps else (),
+            reduced=_axes(keyword(call, "axis")) if keeps else (),
             itemsize=_itemsize(keyword(call, "dtype")) if arrays else None,
             arrays=arrays or 1,
         )
@@ -133,7 +133,7 @@ def _groups(task: PlanTask, reading: _Reading, graph: PlanGraph) -> int:
         return 0
     kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in reading.reduced)
     groups = task.shape[reading.reduced[0]] if reading.reduced else 1
-    for operand in task.program.references[: reading.bound]:
+    for operand in task.program.references[slice(*reading.bound)]:
         leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
         if hasattr(leaf, "__len__"):
             groups = len(leaf)
@@ -144,16 +144,23 @@ def _itemsize(stated: wire.Node) -> int | None:
     return decode_dtype(stated.dtype).itemsize if isinstance(stated, wire.DataType) else None
 
 
-def _axes(node: wire.Node) -> tuple[int, ...]:
-    axes = keyword(node, "axis")
+def _axes(axes: wire.Node) -> tuple[int, ...]:
     items = axes.items if isinstance(axes, wire.Tuple | wire.List) else (axes,)
     return tuple(item.value for item in items if isinstance(item, wire.Number))
 
 
-def _applied_first(function: wire.Node) -> wire.Node:
-    while isinstance(function, wire.Compose) and function.functions:
-        function = function.functions[-1]
-    return function
+def _given_first(node: wire.Node, name: str) -> wire.Node:
+    """Value of a keyword of the function that is applied first, wherever it is bound."""
+    while True:
+        if isinstance(node, wire.Call | wire.Partial):
+            for key, value in node.keywords:
+                if key == name:
+                    return value
+            node = node.function
+        elif isinstance(node, wire.Compose) and node.functions:
+            node = node.functions[-1]
+        else:
+            return None
 
 
 def read_bytes(task: PlanTask, graph: PlanGraph) -> int:

@@ -53,7 +53,10 @@ class SiteFacts:
         The site.
     operations : frozenset of str
         Names of the operations it has.
+    peers : frozenset of str
+        Sites with which it exchanges values.
     """
 
     name: str
     operations: frozenset[str]
+    peers: frozenset[str] = frozenset()

@@ -8,6 +8,7 @@ rules of the protocol can see through.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,14 +20,18 @@ import dask.array.slicing as dask_slicing
 import dask.array.utils as dask_utils
 import numpy as np
 from dask._expr import ProhibitReuse
-from dask._task_spec import DataNode, Dict, List, Task, TaskRef, Tuple, _identity_cast
-from dask.utils import apply
+from dask._task_spec import Alias, DataNode, Dict, List, Task, TaskRef, Tuple, _identity_cast
+from dask.utils import SerializableLock, apply
+from scipy import sparse
 from toolz.functoolz import curry
 from toolz.functoolz import identity as toolz_identity
 
 from federated_dask.protocol import wrappers
 
 __all__ = ["CannotSubstitute", "equivalent", "is_wrapping", "substitute"]
+
+
+LOCKS = (SerializableLock, type(threading.Lock()), type(threading.RLock()))
 
 
 class CannotSubstitute(Exception):
@@ -113,7 +118,7 @@ def is_wrapping(task: Task) -> bool:
 def _apply(function: Any, arguments: Any, keywords: Any = None, **more: Any) -> Replacement:
     named = _mapping(keywords) if keywords is not None else {}
     function = _plain(function)
-    if function is slice and not named and isinstance(arguments, TaskRef):
+    if function is slice and not named and isinstance(arguments, TaskRef | Alias):
         return wrappers.slice_of, (arguments,), {}
     return function, _sequence(arguments), {**named, **more}
 
@@ -222,13 +227,20 @@ def _like(converter: Callable[..., Any]) -> Callable[..., Replacement]:
     return make
 
 
+def _sparse(kind: str) -> Callable[..., Replacement]:
+    def make(array: Any, **keywords: Any) -> Replacement:
+        return (wrappers.sparse_array, (kind, array), {}) if not keywords else None
+
+    return make
+
+
 def _without_lock(getter: Any) -> Callable[..., Replacement]:
     """Leave out a lock of this process: a site reads its own data under its own locks."""
 
     def make(
         array: Any, index: Any, asarray: Any = True, lock: Any = None, **keywords: Any
     ) -> Replacement:
-        if _plain(lock) in (None, False):
+        if type(_plain(lock)) not in LOCKS:
             return None
         return getter, (array, index, asarray), keywords
 
@@ -258,7 +270,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, TaskRef):
+    if isinstance(value, TaskRef | Alias):
         raise CannotSubstitute("a call of what is computed has no wire form")
     return value.value if isinstance(value, DataNode) else value
 
@@ -282,6 +294,7 @@ def _replacements() -> dict[int, tuple[Any, Callable[..., Replacement]]]:
     # A version of Dask that lacks one of them does not make such tasks.
     found = [(vars(module)[name], make) for module, name, make in named if name in vars(module)]
     found += [(apply, _apply), (getattr, _attribute)]
+    found += [(vars(sparse)[kind], _sparse(kind)) for kind in wrappers.SPARSE]
     found += [
         (getter, _without_lock(getter))
         for getter in (dask_core.getter, dask_core.getter_inline, dask_core.getter_nofancy)
@@ -290,14 +303,12 @@ def _replacements() -> dict[int, tuple[Any, Callable[..., Replacement]]]:
 
 
 _REPLACED = _replacements()
-_EQUIVALENT = {
-    id(function): (function, operation)
-    for function, operation in [
-        # What numpy would leave unwritten may be what others had in that memory.
-        (np.empty, np.zeros),
-        (np.empty_like, np.zeros_like),
-        (np.ma.empty_like, np.ma.zeros_like),
-        (toolz_identity, wrappers.identity),
-        (ProhibitReuse._identity, wrappers.identity),
-    ]
-}
+_SAME: list[tuple[Any, Any]] = [
+    # What numpy would leave unwritten may be what others had in that memory.
+    (np.empty, np.zeros),
+    (np.empty_like, np.zeros_like),
+    (np.ma.empty_like, np.ma.zeros_like),
+    (toolz_identity, wrappers.identity),
+    (ProhibitReuse._identity, wrappers.identity),
+]
+_EQUIVALENT = {id(function): (function, operation) for function, operation in _SAME}

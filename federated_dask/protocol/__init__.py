@@ -1,0 +1,1 @@
+"""What crosses a border between institutes: messages, values, graphs. No I/O."""

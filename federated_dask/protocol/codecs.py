@@ -65,7 +65,7 @@ def from_fields(name: str, fields: dict[str, Any]) -> Any:
 
 @functools.cache
 def _by_name() -> dict[str, Codec]:
-    return {codec.name: codec for codec in [*_pandas(), *_numpy(), *_flox()]}
+    return {codec.name: codec for codec in [*_pandas(), *_numpy(), *_scipy(), *_flox()]}
 
 
 @functools.cache
@@ -83,7 +83,7 @@ def _attributes(cls: type, name: str, fields: str) -> Codec:
     def make(values: dict[str, Any]) -> Any:
         if set(values) != set(names):
             raise ValueError("other fields")
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for field in names:
             setattr(instance, field, values[field])
         return instance
@@ -95,7 +95,7 @@ def _pandas() -> list[Codec]:
     import numpy as np
     import pandas as pd
 
-    def index(fields: dict[str, Any]) -> pd.Index:
+    def index(fields: dict[str, Any]) -> Any:
         if fields["dtype"] not in ("", "str"):
             raise ValueError("unknown dtype of an index")
         values = _column(fields["values"])
@@ -104,7 +104,7 @@ def _pandas() -> list[Codec]:
     def dtype_of(x: Any) -> str:
         if isinstance(x.dtype, np.dtype):
             return ""
-        if isinstance(x.dtype, pd.StringDtype) and x.dtype == "str":
+        if isinstance(x.dtype, pd.StringDtype) and x.dtype.na_value is not pd.NA:
             return "str"
         raise TypeError(f"an index of dtype {x.dtype} has no wire form")
 
@@ -191,6 +191,40 @@ def _numpy() -> list[Codec]:
         Codec("numpy.random.SeedSequence", SeedSequence, take, make),
         Codec("numpy.matrix", np.matrix, lambda x: {"array": np.asarray(x)}, matrix),
     ]
+
+
+def _scipy() -> list[Codec]:
+    from scipy import sparse
+
+    return [
+        _compressed(f"scipy.sparse.{cls.__name__}", cls)
+        for cls in (sparse.csc_array, sparse.csc_matrix, sparse.csr_array, sparse.csr_matrix)
+    ]
+
+
+def _compressed(name: str, cls: type) -> Codec:
+    """Make the codec of a sparse array in compressed rows or columns."""
+    import numpy as np
+
+    def take(instance: Any) -> dict[str, object]:
+        if instance.ndim != 2:
+            raise TypeError("a sparse array that is not two-dimensional has no wire form")
+        parts = {part: getattr(instance, part) for part in ("data", "indices", "indptr")}
+        return {**parts, "shape": tuple(map(int, instance.shape))}
+
+    def make(fields: dict[str, Any]) -> Any:
+        parts = fields["data"], fields["indices"], fields["indptr"]
+        for part, kinds in zip(parts, ("biufc", "i", "i"), strict=True):
+            if type(part) is not np.ndarray or part.ndim != 1 or part.dtype.kind not in kinds:
+                raise ValueError("a part of a sparse array is no row of numbers")
+        if type(fields["shape"]) is not tuple or len(fields["shape"]) != 2:
+            raise ValueError("a sparse array has two dimensions")
+        instance = cls(parts, shape=fields["shape"])
+        # scipy's compiled code trusts the indices.
+        instance.check_format(full_check=True)
+        return instance
+
+    return Codec(name, cls, take, make)
 
 
 def _flox() -> list[Codec]:

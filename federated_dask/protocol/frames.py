@@ -280,7 +280,7 @@ def decode_message(frame: Frame, type_: type[T]) -> T:
         If the message is not of that type.
     """
     try:
-        return cast(T, _decoder(type_).decode(frame.message))
+        return cast(T, _decoder(cast(Any, type_)).decode(frame.message))
     except UNDECODABLE as error:
         raise RequestRefused(
             f"A message does not parse: {str(error)[:200]}.", reason=Reason.MALFORMED

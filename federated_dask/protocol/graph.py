@@ -136,10 +136,12 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
-    """A result that the site holds under a lease."""
+    """A result that the site holds under a lease, or that one of its peers does."""
 
     lease: str
     output: Position
+    peer: str | None = None
+    """Name of the peer that holds it; the site fetches it from there."""
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):

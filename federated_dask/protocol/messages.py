@@ -24,6 +24,8 @@ __all__ = [
     "AnyJobEvent",
     "Catalogue",
     "DatasetDescription",
+    "DelegationReply",
+    "DelegationRequest",
     "DatasetSummary",
     "Egress",
     "Failure",
@@ -61,6 +63,8 @@ class Peer(Message, frozen=True, kw_only=True):
 
     name: Name
     address: str
+    exchanges: bool = False
+    """Whether the site fetches values from this peer, and lets it fetch."""
 
 
 class SiteDescription(Message, frozen=True, kw_only=True):
@@ -119,7 +123,7 @@ class VariableDescription(Message, frozen=True, kw_only=True):
     dimensions: tuple[str, ...]
     shape: tuple[Size, ...]
     dtype: str
-    """numpy's ``dtype.str``, or ``object`` with the codec's name behind a colon: ``object:cftime``."""
+    """numpy's ``dtype.str``, or ``object`` and the codec behind a colon: ``object:cftime``."""
     attributes: dict[str, Any] = {}
     encoding: dict[str, Any] = {}
     """The plain-data part of the variable's encoding (units, calendar, fill value, packing …)."""
@@ -163,6 +167,8 @@ class JobSubmission(Message, frozen=True, kw_only=True):
     outputs: tuple[Output, ...]
     label: Annotated[str, Meta(max_length=200)] = ""
     """Name shown in the site's dashboard."""
+    delegations: dict[str, str] = {}
+    """Lease at a peer to the delegation with which the site may fetch from it."""
 
 
 class JobEvent(Message, frozen=True, kw_only=True, tag_field="event"):
@@ -228,6 +234,21 @@ class Finished(JobEvent, frozen=True, kw_only=True, tag="finished"):
     """Time workers spent in the job's tasks."""
     read_bytes: Size = 0
     """Bytes of the chunks that the job's source tasks produced, decoded."""
+    pulled_bytes: dict[str, int] = {}
+    """Peer to the bytes of the values that were fetched from it."""
+
+
+class DelegationRequest(Message, frozen=True, kw_only=True):
+    """Let another site fetch held outputs (``POST /leases/{lease}/delegations``)."""
+
+    receiver: Name
+    outputs: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=100_000)]
+
+
+class DelegationReply(Message, frozen=True, kw_only=True):
+    """The delegation, to be handed to the receiver with the job."""
+
+    delegation: str
 
 
 AnyJobEvent: TypeAlias = Accepted | Progress | Heartbeat | Result | Failure | Finished

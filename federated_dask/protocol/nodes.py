@@ -152,8 +152,7 @@ class Call(Tagged, frozen=True, array_like=True, tag="call"):
 # Texts, booleans and None stand for themselves.  Integers and floats do
 # not: as keys of a dict of templates, 1, 1.0 and True would be one and the same.
 Node: TypeAlias = (
-    None
-    | bool
+    bool
     | str
     | Bytes
     | Reference
@@ -172,6 +171,7 @@ Node: TypeAlias = (
     | Partial
     | Compose
     | Call
+    | None
 )
 """Any node of a template."""
 

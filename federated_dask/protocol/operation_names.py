@@ -77,7 +77,7 @@ NAMES: dict[str, str] = {
     "scipy.linalg": "lu",
     "federated_dask.protocol.wrappers": """
         along_axis attribute elementwise_where identity masked_array random_values slice_of
-        with_items
+        sparse_array with_items
     """,
     "numpy.lib.stride_tricks": "sliding_window_view",
     "dask.array._shuffle": "_getitem concatenate_arrays",

@@ -182,8 +182,7 @@ class InstanceValue(Tagged, frozen=True, array_like=True, tag="instance"):
 
 
 Value: TypeAlias = (
-    None
-    | bool
+    bool
     | int
     | float
     | str
@@ -205,6 +204,7 @@ Value: TypeAlias = (
     | OperationValue
     | PartialValue
     | InstanceValue
+    | None
 )
 """Any value tree."""
 
@@ -216,7 +216,7 @@ class Resolver(Protocol):
         """Name of a callable of the table, or None."""
 
     def lookup(self, name: str) -> Any:
-        """The callable of that name; refuses names that are not in the table."""
+        """Give the callable of that name; refuses names that are not in the table."""
 
     def to_fields(self, instance: object) -> tuple[str, dict[str, object]] | None:
         """Codec name and fields of an instance of a registered class, or None."""
@@ -272,7 +272,7 @@ class _Encoder:
         return len(self.buffers) - 1
 
     def encode(self, obj: object) -> Value:
-        if obj is None or isinstance(obj, bool | float) and type(obj) in (bool, float):
+        if obj is None or (isinstance(obj, bool | float) and type(obj) in (bool, float)):
             return obj
         if type(obj) is str:
             # Text that is no Unicode would only be refused with the whole message.

@@ -20,6 +20,7 @@ __all__ = [
     "masked_array",
     "random_values",
     "slice_of",
+    "sparse_array",
     "with_items",
 ]
 
@@ -57,6 +58,7 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "size": lambda array: array.size,
     "T": lambda array: array.T,
 }
+SPARSE = frozenset({"csc_array", "csc_matrix", "csr_array", "csr_matrix"})
 MASKED_KEYWORDS = frozenset({"fill_value", "hard_mask", "keep_mask", "ndmin", "shrink", "subok"})
 
 
@@ -159,8 +161,9 @@ def elementwise_where(
         # numpy would leave memory that nobody wrote there.
         with np.errstate(all="ignore"):
             like = function(*arguments, **keywords)
-        several = isinstance(like, tuple)
-        fresh = tuple(map(np.zeros_like, like)) if several else np.zeros_like(like)
+        several = like if isinstance(like, tuple) else (like,)
+        shape = np.broadcast_shapes(np.shape(where), np.shape(several[0]))
+        fresh = tuple(np.zeros(shape, each.dtype) for each in several)
         return function(*arguments, where=where, out=fresh, **keywords)
     if not isinstance(into, np.ndarray):
         raise TypeError("values for the rest are an array")
@@ -209,6 +212,41 @@ def slice_of(bounds: Sequence[Any]) -> slice:
     slice(1, 5, None)
     """
     return slice(*bounds)
+
+
+def sparse_array(kind: str, array: Any) -> Any:
+    """Make a sparse array of a dense one, or of another sparse one.
+
+    Parameters
+    ----------
+    kind : str
+        One of `SPARSE`.
+    array : ndarray, or sparse array
+        Never the parts of one: scipy's compiled code would trust the indices.
+
+    Returns
+    -------
+    sparse array
+
+    Raises
+    ------
+    TypeError
+        If `array` is something else.
+    ValueError
+        If the kind is not one of the closed set.
+
+    Examples
+    --------
+    >>> sparse_array("csr_array", np.eye(2)).nnz
+    2
+    """
+    from scipy import sparse
+
+    if kind not in SPARSE:
+        raise ValueError(f"no sparse array {kind!r}")
+    if not isinstance(array, np.ndarray) and not sparse.issparse(array):
+        raise TypeError("a sparse array is made of an array")
+    return vars(sparse)[kind](array)
 
 
 def along_axis(

@@ -20,6 +20,7 @@ from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.documentation import documentation_page
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
+from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import components
 from site_plugins.tokens import TokenVerifier
@@ -46,6 +47,7 @@ def create_app(
     *,
     table: OperationTable | None = None,
     settings: JobSettings | None = None,
+    peering: Peering | None = None,
     body_seconds: float = 300.0,
 ) -> FastAPI:
     """Make the endpoint's application.
@@ -60,6 +62,8 @@ def create_app(
         Operations that the site has; by default all that its libraries have.
     settings : JobSettings, optional
         Caps and intervals.
+    peering : Peering, optional
+        The site's dealings with its peers; without it, values are not exchanged.
     body_seconds : float, optional
         Deadline for the body of a request.
     """
@@ -75,7 +79,8 @@ def create_app(
     chosen = everything if table is None else table
     app.state.gateway = gateway
     app.state.verifier = verifier
-    app.state.runner = JobRunner(gateway, chosen, settings)
+    app.state.runner = JobRunner(gateway, chosen, settings, peering)
+    app.state.peering = peering
     app.state.operations = None if chosen is everything else chosen.names
     app.state.body_seconds = body_seconds
     app.include_router(router)

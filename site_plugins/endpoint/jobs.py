@@ -15,16 +15,19 @@ that are to be held outlive it, under a lease.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from federated_dask.errors import (
     FederatedError,
+    NotFound,
+    NotPermitted,
     Reason,
     RequestRefused,
     SiteUnavailable,
@@ -34,6 +37,7 @@ from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.graph import CheckedGraph, check_graph
 from federated_dask.protocol.messages import (
     Accepted,
+    DelegationRequest,
     Egress,
     Failure,
     Finished,
@@ -48,11 +52,13 @@ from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.operands import read_task
+from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.running import (
     SMALL_GRAPH,
     Job,
     JobSettings,
     Pieces,
+    Pull,
     Run,
     TaskError,
     without_collection,
@@ -61,14 +67,9 @@ from site_plugins.endpoint.tasks import BuiltGraph, build_graph
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class JobRunner:
@@ -82,14 +83,21 @@ class JobRunner:
         The operations that the site has.
     settings : JobSettings, optional
         Caps and intervals.
+    peering : Peering, optional
+        The site's dealings with its peers.
     """
 
     def __init__(
-        self, gateway: Gateway, table: OperationTable, settings: JobSettings | None = None
+        self,
+        gateway: Gateway,
+        table: OperationTable,
+        settings: JobSettings | None = None,
+        peering: Peering | None = None,
     ) -> None:
         self.gateway = gateway
         self.table = table
         self.settings = settings or JobSettings()
+        self.peering = peering
 
     async def admit(
         self, submission: JobSubmission, buffers: list[bytearray], principal: Principal
@@ -122,7 +130,7 @@ class JobRunner:
             for source in graph.sources
         ]
         owner = owner_of(principal)
-        held = await self._held([(item.lease, item.output) for item in graph.held], owner)
+        held, pulls = await self._operands_held(submission, owner)
 
         def build() -> BuiltGraph:
             return build_graph(
@@ -135,7 +143,34 @@ class JobRunner:
             )
 
         built = build() if is_small else await asyncio.to_thread(without_collection, build)
-        return await self._job(built, submission.outputs, owner, submission.label)
+        job = await self._job(built, submission.outputs, owner, submission.label)
+        return dataclasses.replace(job, pulls=pulls)
+
+    async def _operands_held(
+        self, submission: JobSubmission, owner: str
+    ) -> tuple[list[LeasedOutput], list[Pull]]:
+        """Find what the graph's held results stand for: here, or to be fetched from a peer."""
+        here = [item for item in submission.graph.held if item.peer is None]
+        found = iter(await self._held([(item.lease, item.output) for item in here], owner))
+        held: list[LeasedOutput] = []
+        pulls: list[Pull] = []
+        for item in submission.graph.held:
+            if item.peer is None:
+                held.append(next(found))
+                continue
+            delegation = submission.delegations.get(item.lease)
+            if self.peering is None or item.peer not in self.peering.trusted or not delegation:
+                raise NotFound(
+                    f"Values of {item.peer[:128]!r} cannot be fetched from here.",
+                    reason=Reason.UNKNOWN_RESULT,
+                    site=self.gateway.site,
+                    hint="Send the value along instead.",
+                )
+            key = ("pulled", secrets.token_hex(16))
+            pulls.append(Pull(key, item.peer, item.lease, item.output, delegation))
+            # What it derives from is for its own site to watch over, which let it go.
+            held.append(LeasedOutput(key=key, label=frozenset()))
+        return held, pulls
 
     async def _job(
         self, built: BuiltGraph, outputs: tuple[Output, ...], owner: str, label: str
@@ -184,12 +219,46 @@ class JobRunner:
 
     async def fetch(self, lease: str, output: int, principal: Principal) -> Pieces:
         """Give one held output: one frame with the result."""
-        owner = owner_of(principal)
+        return await self._fetch(lease, output, owner_of(principal))
+
+    async def _fetch(self, lease: str, output: int, owner: str) -> Pieces:
         [held] = await self._held([(lease, output)], owner)
         built = BuiltGraph(tasks={}, keys=[held.key], labels=[held.label])
         return await self._single(
             await self._job(built, (Output(task=0),), owner, "held result"), output
         )
+
+    async def delegate(self, lease: str, request: DelegationRequest, principal: Principal) -> str:
+        """Let a peer fetch outputs of a lease of the principal's."""
+        if self.peering is None:
+            raise self.gateway.lost()
+        owner = owner_of(principal)
+        held = await self._held([(lease, output) for output in request.outputs], owner)
+        sizes = await self.gateway.sizes([each.key for each in held])
+        return self.peering.delegate(
+            owner=owner,
+            receiver=request.receiver,
+            lease=lease,
+            outputs=request.outputs,
+            # What frames a value, and kinds of values that are larger on the wire.
+            limit=2 * max(sizes.values(), default=0) + 2**20,
+        )
+
+    async def fetch_delegated(
+        self, lease: str, output: int, delegation: str, statement: str
+    ) -> Pieces:
+        """Give one held output to the peer for which a delegation was made."""
+        if self.peering is None:
+            raise self.gateway.lost()
+        allowed = self.peering.check(delegation, statement, lease, output)
+        pieces = await self._fetch(lease, output, allowed.owner)
+        if sum(memoryview(piece).nbytes for piece in pieces) > allowed.limit:
+            raise NotPermitted(
+                "The value is larger than the delegation allows.",
+                reason=Reason.EXPORT_NOT_ALLOWED,
+                site=self.gateway.site,
+            )
+        return pieces
 
     async def _single(self, job: Job, position: int = 0) -> Pieces:
         run = Run(self.gateway, self.table, self.settings, job)
@@ -284,6 +353,7 @@ class JobRunner:
         return account.compute_seconds, account.read_bytes
 
     async def _run(self, job: Job, run: Run, events: asyncio.Queue[Pieces | None]) -> JobEvent:
+        pulled = await run.pull(self.peering)
         await run.submit()
         await events.put(encode_frame(Accepted(job=job.name, tasks=len(job.built.tasks))))
         async for _, pieces in run.results():
@@ -297,7 +367,7 @@ class JobRunner:
         if outputs:
             lease = secrets.token_hex(16)
             await self.gateway.hold(lease, job.owner, outputs)
-        return Finished(lease=lease)
+        return Finished(lease=lease, pulled_bytes=pulled)
 
 
 class JobFailed(TaskFailed):

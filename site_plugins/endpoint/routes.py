@@ -8,11 +8,13 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from federated_dask.errors import FederatedError, Reason, VersionChanged
+from federated_dask.errors import FederatedError, Reason, RequestRefused, VersionChanged
 from federated_dask.protocol.frames import decode_message, encode_frame
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
     Catalogue,
+    DelegationReply,
+    DelegationRequest,
     JobSubmission,
     SiteDescription,
 )
@@ -21,8 +23,8 @@ from site_plugins.endpoint.authentication import Asker, owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
-from site_plugins.endpoint.schemas import failures, frames, json_of
-from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame
+from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
+from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame, receive_small
 
 __all__ = ["router"]
 
@@ -248,6 +250,65 @@ async def held(
     """Fetch a result that a job of yours holds at the site."""
     runner: JobRunner = request.app.state.runner
     return FrameResponse(await runner.fetch(lease, output, principal))
+
+
+@router.post(
+    "/leases/{lease}/delegations",
+    tags=["jobs"],
+    summary="Let another site fetch held results",
+    openapi_extra=json_body(DelegationRequest),
+    responses={
+        **json_of(DelegationReply),
+        **failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_RESULT, Reason.UNKNOWN_SITE),
+    },
+    response_class=Response,
+)
+async def delegate(request: Request, principal: Asker, lease: Lease) -> Response:
+    """Let a peer of this site fetch outputs that a job of yours holds here.
+
+    The delegation is of use to that peer only, for these outputs and a few
+    minutes; hand it over with the job that needs them.
+    """
+    runner: JobRunner = request.app.state.runner
+    try:
+        asked = msgspec.json.decode(
+            await receive_small(request, request.app.state.body_seconds), type=DelegationRequest
+        )
+    except msgspec.MsgspecError as error:
+        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from error
+    delegation = await runner.delegate(lease, asked, principal)
+    return _json(DelegationReply(delegation=delegation))
+
+
+@router.get(
+    "/delegated/{lease}/{output}",
+    tags=["jobs"],
+    summary="A held result, for a peer",
+    responses={
+        **frames("`Result` of that output.", status=200),
+        **failures(Reason.TOKEN_INVALID, Reason.EXPORT_NOT_ALLOWED, Reason.UNKNOWN_RESULT),
+    },
+    response_class=Response,
+)
+async def delegated(
+    request: Request,
+    lease: Lease,
+    output: Annotated[int, Path(description="Position in the job's outputs.", ge=0)],
+    authorization: Annotated[
+        str, Header(description="`Bearer` and the peer's signed statement of who it is.")
+    ] = "",
+    federated_delegation: Annotated[
+        str, Header(description="The delegation that this site signed.")
+    ] = "",
+) -> Response:
+    """Fetch a held result with a delegation; for the site that it was made for."""
+    runner: JobRunner = request.app.state.runner
+    scheme, _, statement = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        statement = ""
+    return FrameResponse(
+        await runner.fetch_delegated(lease, output, federated_delegation, statement)
+    )
 
 
 @router.delete(

@@ -14,7 +14,7 @@ import logging
 import pickle
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import dask.base
@@ -28,9 +28,10 @@ from federated_dask.protocol.frames import Buffer, encode_frame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Egress, Failure, Output, Result
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import encode_value
+from federated_dask.protocol.values import decode_value, encode_value
 from site_plugins.endpoint.failures import failure_of_task
 from site_plugins.endpoint.gateway import Gateway
+from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.scheduler_plugin import JOB_ANNOTATION
 
@@ -38,7 +39,16 @@ if TYPE_CHECKING:
     from dask._task_spec import GraphNode
     from dask.typing import Key
 
-__all__ = ["SMALL_GRAPH", "Job", "JobSettings", "Pieces", "Run", "TaskError", "without_collection"]
+__all__ = [
+    "SMALL_GRAPH",
+    "Job",
+    "JobSettings",
+    "Pieces",
+    "Pull",
+    "Run",
+    "TaskError",
+    "without_collection",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +64,7 @@ SMALL_RESULT = 2**18
 GATHERED_BYTES = 32 * 2**20
 """Bytes of results that are fetched from the workers at once, if there is more than one."""
 GATHERED_RESULTS = 256
+PULLS_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,17 @@ class JobSettings:
     """Longest time that a single read or held result may take."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """A value to be fetched from a peer, and the key under which tasks expect it."""
+
+    key: Key
+    peer: str
+    lease: str
+    output: int
+    delegation: str
+
+
 @dataclasses.dataclass(kw_only=True)
 class Job:
     """A job that passed admission."""
@@ -80,6 +102,8 @@ class Job:
     outputs: tuple[Output, ...]
     egress: Mapping[str, Egress]
     """Of every dataset that the job's outputs derive from."""
+    pulls: Sequence[Pull] = ()
+    """Values to be fetched from peers before the tasks are submitted."""
     released: dict[str, int] = dataclasses.field(default_factory=dict)
     """Bytes released so far, by dataset whose egress has a limit."""
 
@@ -103,7 +127,39 @@ class Run:
         self.limits = settings.limits
         self.job = job
         self.futures: dict[Key, Future[Any]] = {}
+        self.pulled: dict[Key, Future[Any]] = {}
         self.submitted = False
+
+    async def pull(self, peering: Peering | None) -> dict[str, int]:
+        """Fetch the values that peers hold and put them on the workers.
+
+        Returns
+        -------
+        dict
+            Peer to the bytes that were fetched from it.
+        """
+        pulled: dict[str, int] = {}
+        gate = asyncio.Semaphore(PULLS_AT_ONCE)
+
+        async def one(pull: Pull, peering: Peering) -> None:
+            async with gate:
+                found = await peering.pull(
+                    pull.peer, pull.lease, pull.output, pull.delegation, self.limits
+                )
+                value = decode_value(found.result.value, found.buffers, self.table)
+                # A dict keeps its keys; anything else would be scattered item by item.
+                scattered = await self.gateway.client.scatter({pull.key: value}, direct=True)
+            self.pulled.update(scattered)
+            pulled[pull.peer] = pulled.get(pull.peer, 0) + found.nbytes
+
+        if self.job.pulls and peering is not None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for pull in self.job.pulls:
+                        group.create_task(one(pull, peering))
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+        return pulled
 
     async def submit(self) -> None:
         """Hand the tasks to the scheduler; outputs that it has already are wanted as they are."""
@@ -248,9 +304,9 @@ class Run:
 
     def release(self) -> None:
         """Let go of everything; what nobody else wants is cancelled."""
-        for future in self.futures.values():
+        for future in (*self.futures.values(), *self.pulled.values()):
             future.release()
-        self.futures = {}
+        self.futures, self.pulled = {}, {}
 
 
 _collection = threading.Lock()

@@ -11,11 +11,13 @@ from federated_dask.errors import Reason, from_reason
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
     Catalogue,
+    DelegationReply,
+    DelegationRequest,
     Failure,
     SiteDescription,
 )
 
-__all__ = ["components", "failures", "frames", "json_of"]
+__all__ = ["components", "failures", "frames", "json_body", "json_of"]
 
 SCHEMA = "#/components/schemas/"
 ALSO = {
@@ -30,7 +32,8 @@ ALSO = {
 def components() -> dict[str, Any]:
     """Schemas of the messages that cross as JSON."""
     _, schemas = msgspec.json.schema_components(
-        [Catalogue, Failure, SiteDescription], ref_template=SCHEMA + "{name}"
+        [Catalogue, DelegationReply, DelegationRequest, Failure, SiteDescription],
+        ref_template=SCHEMA + "{name}"
     )
     return schemas
 
@@ -44,6 +47,12 @@ def json_of(type_: type | None, also: dict[int | str, Any] | None = None) -> dic
         content.update(documented["content"])
         description = documented["description"]
     return {200: {"description": description, "content": content}}
+
+
+def json_body(type_: type) -> dict[str, Any]:
+    """Document a JSON request."""
+    schema = {"$ref": SCHEMA + type_.__name__}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def frames(description: str, status: int = 200) -> dict[int | str, Any]:

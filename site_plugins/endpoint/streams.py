@@ -14,8 +14,9 @@ from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
 
-__all__ = ["FrameResponse", "FrameStream", "receive_frame"]
+__all__ = ["FrameResponse", "FrameStream", "receive_frame", "receive_small"]
 
+SMALL_BODY = 64 * 1024
 PIECE = 256 * 1024
 """Measured: with larger pieces, other requests wait a hundred times as long meanwhile."""
 
@@ -102,6 +103,29 @@ class FrameStream(Response):
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def receive_small(request: Request, seconds: float) -> bytes:
+    """Receive a small body.
+
+    Raises
+    ------
+    RequestRefused
+        If it is longer than 64 KiB or does not arrive in time.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for data in request.stream():
+                body += data
+                if len(body) > SMALL_BODY:
+                    raise RequestRefused(
+                        f"The body is longer than {SMALL_BODY} bytes.",
+                        reason=Reason.LIMIT_EXCEEDED,
+                    )
+    except (TimeoutError, ClientDisconnect):
+        raise RequestRefused("The body did not arrive.", reason=Reason.MALFORMED) from None
+    return bytes(body)
 
 
 async def receive_frame(request: Request, limits: Limits, seconds: float) -> Frame:

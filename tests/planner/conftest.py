@@ -1,5 +1,6 @@
 """Layouts of the same kind of data over sites."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,7 +86,19 @@ def three() -> Laid:
     return _lay(pieces, lambda arrays: xr.concat(arrays, "time"))
 
 
-LAYOUTS = {layout.__name__: layout for layout in (one, time, scenario, three)}
+def _once(layout: Callable[[], Laid]) -> Callable[[], Laid]:
+    """Lay the arrays out once: that takes longer than most tests. What happened is forgotten."""
+    cached = functools.cache(layout)
+
+    def lay() -> Laid:
+        laid = cached()
+        laid.federation.forget()
+        return laid
+
+    return lay
+
+
+LAYOUTS = {layout.__name__: _once(layout) for layout in (one, time, scenario, three)}
 
 
 @pytest.fixture

@@ -117,7 +117,9 @@ def shapes() -> Iterator[tuple[str, Expression]]:
     yield "isel-mask", lambda a, i: a.isel(time=np.arange(a.sizes["time"]) % 3 == 0)
     yield (
         "isel-pointwise",
-        lambda a, i: a.isel(time=xr.DataArray([1, 13], dims="p"), lat=xr.DataArray([0, 2], dims="p")),
+        lambda a, i: a.isel(
+            time=xr.DataArray([1, 13], dims="p"), lat=xr.DataArray([0, 2], dims="p")
+        ),
     )
     yield "sel", lambda a, i: a.sel(time="2000")
     yield "sel-nearest", lambda a, i: a.sel(lat=2.3, method="nearest")
@@ -150,7 +152,10 @@ def neighbours() -> Iterator[tuple[str, Expression]]:
     for name in ("mean", "sum", "max", "std", "count", "median"):
         yield f"rolling-{name}", lambda a, i, name=name: getattr(a.rolling(time=3), name)()
     for name in ("mean", "min", "sum"):
-        yield f"coarsen-{name}", lambda a, i, name=name: getattr(a.coarsen(time=4, boundary="trim"), name)()
+        yield (
+            f"coarsen-{name}",
+            lambda a, i, name=name: getattr(a.coarsen(time=4, boundary="trim"), name)(),
+        )
     yield "rolling-2d", lambda a, i: a.rolling(time=3, lat=2, center=True).mean()
     yield "rolling-construct", lambda a, i: a.rolling(time=3).construct("w").mean("w")
     yield "cumsum", lambda a, i: a.cumsum("time")
@@ -201,11 +206,15 @@ def combinations() -> Iterator[tuple[str, Expression]]:
     yield "own-function", lambda a, i: a.data.map_blocks(_local, dtype="f8").sum()
     yield (
         "own-function-on-mean",
-        lambda a, i: xr.apply_ufunc(_local, a.mean("time"), dask="parallelized", output_dtypes=["f8"]),
+        lambda a, i: xr.apply_ufunc(
+            _local, a.mean("time"), dask="parallelized", output_dtypes=["f8"]
+        ),
     )
     yield (
         "own-function-on-all",
-        lambda a, i: xr.apply_ufunc(_local, a, dask="parallelized", output_dtypes=["f8"]).max("time"),
+        lambda a, i: xr.apply_ufunc(_local, a, dask="parallelized", output_dtypes=["f8"]).max(
+            "time"
+        ),
     )
     yield "library-function", lambda a, i: a.data.map_blocks(np.cbrt, dtype="f8").max()
     yield "idxmax", lambda a, i: a.fillna(0).idxmax("time")

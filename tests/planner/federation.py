@@ -64,6 +64,12 @@ class Federation:
     plans: list[Plan] = field(default_factory=list)
     prefer: str | None = None
 
+    def forget(self) -> None:
+        """Forget what happened, and what sites lack."""
+        self.operations, self.read_from_home, self.prefer = {}, 0, None
+        for log in (self.crossed, self.messages, self.plans):
+            log.clear()
+
     def variable(
         self, site: str, values: np.ndarray, name: str = "v", egress_limit: int | None = None
     ) -> FakeVariable:

@@ -239,7 +239,9 @@ def test_a_site_that_lacks_an_operation_gives_its_data_to_home() -> None:
     laid.federation.operations = {"south": frozenset(TABLE.names) - {"numpy.cbrt"}}
     expression = np.cbrt(laid.floats.data).sum()
     plan = laid.federation.plan(expression)
-    assert [count for _, reason, count in plan.reasons() if reason == "south does not have numpy.cbrt"] == [4]
+    assert [
+        count for _, reason, count in plan.reasons() if reason == "south does not have numpy.cbrt"
+    ] == [4]
     (computed,) = laid.federation.compute(expression)
     np.testing.assert_allclose(computed, np.cbrt(laid.plain_floats.data).sum().compute())
 

@@ -63,15 +63,17 @@ def test_frames_come_back_however_the_stream_is_cut(
     for start, stop in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         received += decoder.feed(stream[start:stop])
     decoder.close()
-    assert [(decode_message(f, Failure).message, [bytes(b) for b in f.buffers]) for f in received] == [
-        (text, buffers) for text, buffers in frames
-    ]
+    assert [
+        (decode_message(f, Failure).message, [bytes(b) for b in f.buffers]) for f in received
+    ] == [(text, buffers) for text, buffers in frames]
 
 
 def test_byte_by_byte() -> None:
     buffers = [b"", b"x", b"\0" * 300, b""]
     decoder = FrameDecoder()
-    frames = [f for byte in whole(Progress(done=1, total=2), buffers) for f in decoder.feed(bytes([byte]))]
+    frames = [
+        f for byte in whole(Progress(done=1, total=2), buffers) for f in decoder.feed(bytes([byte]))
+    ]
     assert [bytes(buffer) for buffer in frames[0].buffers] == buffers
 
 
@@ -79,7 +81,9 @@ def test_many_buffers_fed_in_small_pieces_take_linear_time() -> None:
     buffers = [b"x"] * 20_000
     stream = whole(Progress(done=1, total=2), buffers)
     decoder = FrameDecoder()
-    frames = [f for start in range(0, len(stream), 7) for f in decoder.feed(stream[start : start + 7])]
+    frames = [
+        f for start in range(0, len(stream), 7) for f in decoder.feed(stream[start : start + 7])
+    ]
     assert len(frames[0].buffers) == 20_000
 
 

@@ -148,15 +148,40 @@ def test_any_column_decodes_or_is_refused(column: Any, count: int) -> None:
 
 NODES: list[Node] = [
     *(None, True, "text", REF, INT, Number(-3), Float((0.1).hex()), Float("nan"), EllipsisNode()),
-    *(Scalar("<f4", b"1234"), DataType("<M8[ns]"), Slice(None, INT, Number(2)), List(()), Tuple((REF,))),
+    *(Scalar("<f4", b"1234"), DataType("<M8[ns]"), Slice(None, INT, Number(2)), List(())),
+    Tuple((REF,)),
     Dictionary((("a", REF), (Number(1), INT), (Tuple(("x", Number(2))), None))),
     call("numpy.add", REF, call("numpy.multiply", REF, INT)),
     call(bind("numpy.sum", axis=Tuple((Number(0),)), dtype=op("builtins.float")), REF),
-    call(Compose((bind("numpy.sum", keepdims=True), bind("dask.array.core._concatenate2", axes=INT))), List((REF, REF))),
-    call("dask.array.core._enforce_dtype", REF, enforce_dtype=DataType("<f8"), enforce_dtype_function=op("numpy.cbrt")),
-    call("dask.array.reductions.mean_chunk", REF, sum=op("numpy.nansum"), numel=op("dask.array.reductions.nannumel")),
-    call(bind("flox.core.chunk_reduce", func=Tuple(("sum", "nanlen")), expected_groups=REF, engine="numpy"), REF, REF),
-]  # fmt: skip
+    call(
+        Compose(
+            (bind("numpy.sum", keepdims=True), bind("dask.array.core._concatenate2", axes=INT))
+        ),
+        List((REF, REF)),
+    ),
+    call(
+        "dask.array.core._enforce_dtype",
+        REF,
+        enforce_dtype=DataType("<f8"),
+        enforce_dtype_function=op("numpy.cbrt"),
+    ),
+    call(
+        "dask.array.reductions.mean_chunk",
+        REF,
+        sum=op("numpy.nansum"),
+        numel=op("dask.array.reductions.nannumel"),
+    ),
+    call(
+        bind(
+            "flox.core.chunk_reduce",
+            func=Tuple(("sum", "nanlen")),
+            expected_groups=REF,
+            engine="numpy",
+        ),
+        REF,
+        REF,
+    ),
+]
 
 
 @pytest.mark.parametrize("node", NODES, ids=repr)
@@ -229,7 +254,14 @@ def test_a_column_for_every_hole(columns: Any) -> None:
 
 @pytest.mark.parametrize(
     "column",
-    [Same(2**63), Steps(2**62, 2**62), Steps(0, 2**70), Packed(1, b"12"), Packed(3, b"123"), Packed(8, b"1")],
+    [
+        Same(2**63),
+        Steps(2**62, 2**62),
+        Steps(0, 2**70),
+        Packed(1, b"12"),
+        Packed(3, b"123"),
+        Packed(8, b"1"),
+    ],
 )
 def test_columns_that_do_not_fit(column: Any) -> None:
     template = Template((INT,))
@@ -336,7 +368,9 @@ def test_rules_take_time_in_proportion_to_the_nodes() -> None:
 # What is refused: operations
 
 
-@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "", "numpy.sum.__call__", "dask.utils.apply"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.eval", "", "numpy.sum.__call__", "dask.utils.apply"]
+)
 @pytest.mark.parametrize(
     "place",
     [
@@ -371,7 +405,9 @@ def test_operations_outside_of_the_table(name: str, place: Any) -> None:
         call("numpy.sum", op("numpy.sum")),
         Dictionary((("f", op("numpy.sum")),)),
         call("dask.array.core._pass_extra_kwargs", REF, Tuple(()), REF),
-        call("dask.array.core._pass_extra_kwargs", call("operator.getitem", REF, INT), Tuple(()), REF),
+        call(
+            "dask.array.core._pass_extra_kwargs", call("operator.getitem", REF, INT), Tuple(()), REF
+        ),
         call("dask.array.core._enforce_dtype", REF, enforce_dtype_function=REF),
         call("dask.array.core._enforce_dtype", REF, enforce_dtype_function="numpy.sum"),
         call("dask.array.chunk.coarsen", REF, REF, REF),
@@ -380,7 +416,9 @@ def test_operations_outside_of_the_table(name: str, place: Any) -> None:
         call("dask.array.reductions.mean_chunk", REF, REF),
         call("dask.array.reductions.mean_chunk", REF, sum=REF),
         call(bind("dask.array.reductions.arg_chunk", REF), op("numpy.argmax"), REF),
-        call(bind("dask.array.reductions.arg_chunk", op("numpy.max")), REF, REF, Tuple((INT,)), INT),
+        call(
+            bind("dask.array.reductions.arg_chunk", op("numpy.max")), REF, REF, Tuple((INT,)), INT
+        ),
         call("dask.array.reductions.moment_agg", REF, Number(2), Number(0), None, REF),
         call("flox.dask._aggregate", REF, combine=REF),
         call("flox.dask._aggregate", REF, combine=op("numpy.sum"), agg=call("numpy.sqrt", REF)),
@@ -394,15 +432,45 @@ def test_callables_are_structure(node: Node) -> None:
     "node",
     [
         # Other rules may not be left behind by being called through another operation.
-        call("dask.array.core._pass_extra_kwargs", op("flox.core.chunk_reduce"), Tuple(("func",)), REF, REF),
+        call(
+            "dask.array.core._pass_extra_kwargs",
+            op("flox.core.chunk_reduce"),
+            Tuple(("func",)),
+            REF,
+            REF,
+        ),
         call("dask.array.core._pass_extra_kwargs", op("numpy.sum"), Tuple(("out",)), REF, REF),
         call("dask.array.core._pass_extra_kwargs", op("numpy.sum"), REF, REF, REF),
         call("dask.array.core._pass_extra_kwargs", op("numpy.sum"), List((REF,)), REF, REF),
-        call("dask.array.core._pass_extra_kwargs", op("numpy.add"), Tuple(()), REF, REF, REF, REF, REF),
-        call("dask.array.core._enforce_dtype", REF, REF, enforce_dtype_function=op("flox.core.chunk_reduce")),
-        call("dask.array.core._enforce_dtype", REF, enforce_dtype_function=op("dask.array.core._enforce_dtype")),
-        call("dask.array.core._enforce_dtype", REF, REF, REF, enforce_dtype_function=op("numpy.add")),
-        call("dask.array.core._enforce_dtype", REF, enforce_dtype_function=bind("numpy.add", REF, REF)),
+        call(
+            "dask.array.core._pass_extra_kwargs",
+            op("numpy.add"),
+            Tuple(()),
+            REF,
+            REF,
+            REF,
+            REF,
+            REF,
+        ),
+        call(
+            "dask.array.core._enforce_dtype",
+            REF,
+            REF,
+            enforce_dtype_function=op("flox.core.chunk_reduce"),
+        ),
+        call(
+            "dask.array.core._enforce_dtype",
+            REF,
+            enforce_dtype_function=op("dask.array.core._enforce_dtype"),
+        ),
+        call(
+            "dask.array.core._enforce_dtype", REF, REF, REF, enforce_dtype_function=op("numpy.add")
+        ),
+        call(
+            "dask.array.core._enforce_dtype",
+            REF,
+            enforce_dtype_function=bind("numpy.add", REF, REF),
+        ),
         call("dask.array.reductions.mean_chunk", REF, sum=bind("numpy.clip", REF, REF, REF)),
         call("dask.array.reductions.mean_chunk", REF, sum=bind("numpy.add", REF)),
         call("dask.array.reductions.mean_chunk", REF, sum=bind("numpy.sum", out=REF)),
@@ -451,7 +519,11 @@ def test_nothing_writes_into_its_arguments(node: Node) -> None:
 def test_copies_may_be_asked_for() -> None:
     check(graph_of(call("numpy.nan_to_num", REF, copy=True)))
     check(graph_of(call("numpy.sum", REF, out=None)))
-    check(graph_of(call(Compose((op("flox.dask._expand_dims"), bind("flox.core.chunk_reduce"))), REF, REF)))
+    check(
+        graph_of(
+            call(Compose((op("flox.dask._expand_dims"), bind("flox.core.chunk_reduce"))), REF, REF)
+        )
+    )
 
 
 READ = "dask.array.core.getter"
@@ -520,7 +592,12 @@ def test_what_steers_by_name_is_a_constant_that_can_be_read() -> None:
     assert check(graph_of(node, values=("sum",)))
     assert check(graph_of(node, values=(TupleValue(("sum", "nanlen")),)))
     texts = ("np", "sum ", "__import__")
-    for value in (*texts, TupleValue(("np",)), ListValue((TupleValue(("np",)),)), DictValue((("np", 1),))):
+    for value in (
+        *texts,
+        TupleValue(("np",)),
+        ListValue((TupleValue(("np",)),)),
+        DictValue((("np", 1),)),
+    ):
         refused(graph_of(node, values=(value,)), "text", NotPermitted)
     refused(graph_of(call("numpy.sqrt", REF), node, values=(1,), references=[0, 0, 0, -1]))
     template = Template((node,))
@@ -554,10 +631,18 @@ def test_labels_of_groups_are_data() -> None:
         DictValue((("f", PartialValue(OperationValue("numpy.sum"), (), {"axis": 0})),)),
         InstanceValue("flox.Aggregation", {"finalize": OperationValue("os.system")}),
         InstanceValue("flox.Aggregation", {"finalize": OperationValue(FLOX)}),
-        InstanceValue("flox.Aggregation", {"finalize": OperationValue("dask.array.core._enforce_dtype")}),
-        InstanceValue("flox.Aggregation", {"chunk": TupleValue((PartialValue(OperationValue(FLOX), (), {}),))}),
-        InstanceValue("flox.Aggregation", {"chunk": PartialValue(OperationValue("numpy.add"), (1,), {})}),
-        InstanceValue("flox.Aggregation", {"chunk": PartialValue(OperationValue("numpy.add"), (), {"out": 1})}),
+        InstanceValue(
+            "flox.Aggregation", {"finalize": OperationValue("dask.array.core._enforce_dtype")}
+        ),
+        InstanceValue(
+            "flox.Aggregation", {"chunk": TupleValue((PartialValue(OperationValue(FLOX), (), {}),))}
+        ),
+        InstanceValue(
+            "flox.Aggregation", {"chunk": PartialValue(OperationValue("numpy.add"), (1,), {})}
+        ),
+        InstanceValue(
+            "flox.Aggregation", {"chunk": PartialValue(OperationValue("numpy.add"), (), {"out": 1})}
+        ),
     ],
     ids=repr,
 )
@@ -566,7 +651,12 @@ def test_callables_in_values(value: Any) -> None:
 
 
 def test_types_are_data() -> None:
-    check(graph_of(call("numpy.sum", REF, dtype=op("builtins.float")), values=(OperationValue("numpy.float64"),)))
+    check(
+        graph_of(
+            call("numpy.sum", REF, dtype=op("builtins.float")),
+            values=(OperationValue("numpy.float64"),),
+        )
+    )
 
 
 # Damage
@@ -620,12 +710,17 @@ def test_damaged_submissions_are_taken_or_refused(data: st.DataObject) -> None:
     taken(bytes(message))
 
 
+WORDS = ["ref", "int", "call", "op", "partial", "os.system", "numpy.sum", "list", "same", "steps"]
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=9)
-    | st.sampled_from(["ref", "int", "call", "op", "partial", "os.system", "numpy.sum", "list", "same", "steps"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.binary(max_size=9)
+    | st.sampled_from(WORDS),
     lambda inner: st.lists(inner, max_size=4),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=400)
@@ -634,7 +729,9 @@ def test_submissions_with_other_parts_are_taken_or_refused(data: st.DataObject) 
     message = msgspec.msgpack.decode(msgspec.msgpack.encode(submission()[0]))
     parent, key = None, None
     node = message
-    while isinstance(node, dict | list) and node and (parent is None or data.draw(st.integers(0, 5))):
+    while (
+        isinstance(node, dict | list) and node and (parent is None or data.draw(st.integers(0, 5)))
+    ):
         keys = sorted(node) if isinstance(node, dict) else range(len(node))
         parent, key = node, data.draw(st.sampled_from(keys))
         node = node[key]
@@ -664,9 +761,9 @@ AUDIT = """
             except FederatedError:
                 pass
     run(honest)
-    # Loads its data on first use.
     seen = []
-    FORBIDDEN = ("import", "exec", "compile", "open", "os.", "subprocess", "pickle", "ctypes", "socket", "shutil")
+    FORBIDDEN = "import exec compile open os. subprocess pickle ctypes socket shutil".split(" ")
+    FORBIDDEN = tuple(FORBIDDEN)
     watching = False
     def hook(event, arguments):
         if watching and event.startswith(FORBIDDEN):

@@ -64,7 +64,12 @@ class Caller:
                 method, self.base + path, headers=headers, ssl=self.ssl, **options
             ) as response,
         ):
-            yield response
+            try:
+                yield response
+            finally:
+                # Who leaves early leaves at once: a polite end of TLS would outlive the test.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
     async def read(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
         async with self.request(method, path, **options) as response:

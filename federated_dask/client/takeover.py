@@ -1,0 +1,92 @@
+"""Which client is Dask's scheduler, and what was before it.
+
+Clients become Dask's scheduler one over the other, and may be closed in any
+order; what was set last is undone first.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+import dask
+
+from federated_dask.client import current
+
+__all__ = ["enter", "leave"]
+
+
+class Computes(current.HasConnections, Protocol):
+    """What Dask needs of a client."""
+
+    def get(self, dsk: Any, keys: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+        """Compute keys of a graph."""
+
+    def persist_waiting(
+        self, items: list[Any], optimize_graph: bool, timeout: float | None, **kwargs: Any
+    ) -> list[Any]:
+        """Persist collections, and wait for it."""
+
+
+class _Scheduler:
+    """What Dask calls in place of a scheduler function; it looks for ``persist`` beside it."""
+
+    def __init__(self, client: Computes) -> None:
+        self._client = client
+
+    def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        return self._client.get(dsk, keys, **kwargs)
+
+    def persist(
+        self,
+        collections: Any,
+        *,
+        optimize_graph: bool = True,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Persist collections, waiting even in asynchronous mode: Dask does not await it."""
+        return self._client.persist_waiting(list(collections), optimize_graph, timeout, **kwargs)
+
+
+class _Entered:
+    """One time that a client became Dask's scheduler, and how to undo it."""
+
+    def __init__(self, client: Computes, previous: current.HasConnections | None) -> None:
+        self.client = client
+        self.previous = previous
+        self.over = False
+        # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
+        self.config = dask.config.set(
+            {"scheduler": _Scheduler(client), "array.rechunk.method": "tasks"}
+        )
+
+    def undo(self) -> None:
+        """Be the scheduler no longer."""
+        self.config.__exit__(None, None, None)
+        if current.get_current() is self.client:
+            current.set_current(self.previous)
+
+
+_lock = threading.RLock()
+_entered: list[_Entered] = []
+"""Clients that are or were Dask's scheduler, the latest last."""
+
+
+def enter(client: Computes) -> None:
+    """Make a client Dask's scheduler, unless it is already."""
+    with _lock:
+        if not _entered or _entered[-1].client is not client:
+            _entered.append(_Entered(client, current.get_current()))
+            current.set_current(client)
+
+
+def leave(client: Computes) -> None:
+    """Let a client be Dask's scheduler no longer; what was before it is again."""
+    with _lock:
+        for entry in _entered:
+            entry.over = entry.over or entry.client is client
+        while _entered and _entered[-1].over:
+            _entered.pop().undo()
+        if current.get_current() is client:
+            current.set_current(_entered[-1].client if _entered else None)

@@ -1,0 +1,312 @@
+"""Values from site to site: who may fetch what, and fetching it.
+
+::
+
+    client ── "let north have outputs 0, 1 of this lease" ──► south     (the lease is the client's)
+           ◄── delegation, signed by south ─────────────────
+    client ── job + delegation ──► north
+                                   north ── delegation + statement by north ──► south
+                                         ◄── values ───────────────────────────
+
+A delegation is bound to its receiver, a lease, outputs, a number of bytes and a
+few minutes.  It is no use to anybody else: the receiver states who it is, for
+this delegation only, with the key that the source has listed for it.  A site
+fetches from the addresses in its own configuration and from nowhere else; no
+address ever comes from a message, and redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import aiohttp
+import msgspec
+
+from federated_dask.errors import (
+    ConfigurationError,
+    FederatedError,
+    NotAuthenticated,
+    NotFound,
+    NotPermitted,
+    Reason,
+    RequestRefused,
+    SiteUnavailable,
+)
+from federated_dask.protocol.frames import Frame, FrameDecoder, decode_message
+from federated_dask.protocol.limits import Limits
+from federated_dask.protocol.messages import Failure, Result
+from site_plugins.config import PeerSection, SiteConfig
+from site_plugins.tokens import StatementSigner, StatementVerifier, public_key_of
+
+__all__ = ["DELEGATION_HEADER", "Delegation", "Peering", "Pulled"]
+
+DELEGATION_HEADER = "Federated-Delegation"
+DELEGATION = "delegation+jwt"
+PEER = "peer+jwt"
+DELEGATION_SECONDS = 600.0
+PEER_SECONDS = 60.0
+CONNECT_SECONDS = 20.0
+SILENCE_SECONDS = 60.0
+PIECE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delegation:
+    """What a delegation allows, once it and its bearer have been checked."""
+
+    owner: str
+    """Whose lease it is."""
+    receiver: str
+    limit: int
+    """Bytes that one output may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """A value that came from a peer, still encoded."""
+
+    result: Result
+    buffers: list[bytearray]
+    nbytes: int
+    """Bytes of the reply's body."""
+
+
+class Peering:
+    """A site's dealings with its peers.
+
+    Parameters
+    ----------
+    config : SiteConfig
+        The site; its key signs, its peers' public keys verify.
+
+    Raises
+    ------
+    ConfigurationError
+        If a key or a certificate authority cannot be used.
+    """
+
+    def __init__(self, config: SiteConfig) -> None:
+        self._site = config.name
+        self._signer = StatementSigner(config.tokens.private_key)
+        self._own = StatementVerifier(public_key_of(config.tokens.private_key))
+        self._peers = {peer.name: peer for peer in config.peers if peer.public_key is not None}
+        self._verifiers = {name: _verifier(peer) for name, peer in self._peers.items()}
+        self._trust = {name: _trust(peer) for name, peer in self._peers.items()}
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        """Peers with which values are exchanged: those whose public key is known."""
+        return frozenset(self._peers)
+
+    def delegate(
+        self, *, owner: str, receiver: str, lease: str, outputs: Iterable[int], limit: int
+    ) -> str:
+        """Let a peer fetch outputs of a lease.
+
+        Parameters
+        ----------
+        owner : str
+            Whose lease it is; was checked.
+        receiver : str
+            The peer.
+        lease : str
+            The lease.
+        outputs : iterable of int
+            Outputs of it.
+        limit : int
+            Bytes that one output may have.
+
+        Raises
+        ------
+        NotFound
+            If there is no such peer.
+        """
+        if receiver not in self._peers:
+            raise NotFound(
+                f"{receiver[:128]!r} is no peer with which this site exchanges values.",
+                reason=Reason.UNKNOWN_SITE,
+                site=self._site,
+                hint="Peers are listed in site.toml, each with its public key.",
+            )
+        claims = {
+            "iss": self._site,
+            "aud": self._site,
+            "owner": owner,
+            "receiver": receiver,
+            "lease": lease,
+            "outputs": sorted(outputs),
+            "bytes": limit,
+        }
+        return self._signer.sign(DELEGATION, claims, DELEGATION_SECONDS)
+
+    def check(self, delegation: str, statement: str, lease: str, output: int) -> Delegation:
+        """Check what a peer shows to fetch an output.
+
+        Raises
+        ------
+        NotAuthenticated
+            If the delegation is not this site's, or the bearer is not the peer
+            for which it was made.
+        NotPermitted
+            If it is for another output.
+        """
+        claims = self._own.verify(DELEGATION, delegation, DELEGATION_SECONDS)
+        if claims is None or claims.get("iss") != self._site:
+            raise self._refused("The delegation does not hold here, or not any more.")
+        receiver = str(claims.get("receiver"))
+        verifier = self._verifiers.get(receiver)
+        stated = None if verifier is None else verifier.verify(PEER, statement, PEER_SECONDS)
+        expected = {"iss": receiver, "aud": self._site, "for": _digest(delegation)}
+        if stated is None or any(stated.get(name) != value for name, value in expected.items()):
+            raise self._refused("Only the peer for which it was made may use a delegation.")
+        if claims.get("lease") != lease or output not in claims.get("outputs", ()):
+            raise NotPermitted(
+                "The delegation is for other results.",
+                reason=Reason.OPERATION_NOT_ALLOWED,
+                site=self._site,
+            )
+        return Delegation(
+            owner=str(claims.get("owner")), receiver=receiver, limit=int(claims.get("bytes", 0))
+        )
+
+    def _refused(self, message: str) -> NotAuthenticated:
+        return NotAuthenticated(
+            message,
+            reason=Reason.TOKEN_INVALID,
+            site=self._site,
+            hint="Ask the site for a new one.",
+        )
+
+    async def pull(
+        self, peer: str, lease: str, output: int, delegation: str, limits: Limits
+    ) -> Pulled:
+        """Fetch a value from a peer.
+
+        Parameters
+        ----------
+        peer : str
+            Name of the site that holds it.
+        lease, output
+            Which value.
+        delegation : str
+            Signed by that site.
+        limits : Limits
+            Caps on the reply.
+
+        Raises
+        ------
+        NotFound
+            If there is no such peer here.
+        SiteUnavailable, RequestRefused
+            If it does not answer, or not with a value.
+        FederatedError
+            What the peer refused it with.
+        """
+        section = self._peers.get(peer)
+        if section is None:
+            raise NotFound(
+                f"{peer[:128]!r} is no peer with which this site exchanges values.",
+                reason=Reason.UNKNOWN_SITE,
+                site=self._site,
+            )
+        claims = {"iss": self._site, "aud": peer, "for": _digest(delegation)}
+        headers = {
+            "Authorization": f"Bearer {self._signer.sign(PEER, claims, PEER_SECONDS)}",
+            DELEGATION_HEADER: delegation,
+        }
+        url = f"{section.address.rstrip('/')}/delegated/{lease}/{output}"
+        try:
+            return await self._fetch(peer, url, headers, limits)
+        except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
+            raise SiteUnavailable(
+                f"The peer {peer!r} did not hand over a value ({type(error).__name__}).",
+                reason=Reason.UNREACHABLE,
+                site=self._site,
+                hint="Try again later; without direct transfers, values go through your process.",
+            ) from error
+
+    async def _fetch(
+        self, peer: str, url: str, headers: Mapping[str, str], limits: Limits
+    ) -> Pulled:
+        session = self._open_session()
+        async with session.get(
+            url, headers=headers, ssl=self._trust[peer], allow_redirects=False
+        ) as reply:
+            if reply.status != 200:
+                raise _refusal(await _bounded(reply), peer)
+            decoder = FrameDecoder(limits)
+            frames: list[Frame] = []
+            received = 0
+            async for data in reply.content.iter_chunked(PIECE):
+                received += len(data)
+                frames += decoder.feed(data)
+            decoder.close()
+        if len(frames) != 1:
+            raise RequestRefused(
+                f"The peer {peer!r} did not answer with one value.", reason=Reason.MALFORMED
+            )
+        result = decode_message(frames[0], Result)
+        return Pulled(result=result, buffers=frames[0].buffers, nbytes=received)
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+            )
+            self._session = aiohttp.ClientSession(
+                timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections to the peers."""
+        if self._session is not None:
+            await self._session.close()
+            # aiohttp ends its TLS connections one turn of the loop later.
+            await asyncio.sleep(0)
+            self._session = None
+
+
+def _digest(delegation: str) -> str:
+    return hashlib.sha256(delegation.encode()).hexdigest()
+
+
+def _verifier(peer: PeerSection) -> StatementVerifier:
+    assert peer.public_key is not None  # noqa: S101
+    try:
+        return StatementVerifier(peer.public_key.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"The public key of peer {peer.name!r} cannot be used: {error}.",
+            hint="It is the file keys/issuer_public.pem of that site.",
+        ) from error
+
+
+def _trust(peer: PeerSection) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=None if peer.ca is None else str(peer.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+LONGEST_REFUSAL = 64 * 1024
+
+
+async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
+    return await reply.content.read(LONGEST_REFUSAL)
+
+
+def _refusal(body: bytes, peer: str) -> FederatedError:
+    try:
+        failure = msgspec.json.decode(body, type=Failure)
+    except msgspec.MsgspecError:
+        return SiteUnavailable(
+            f"The peer {peer!r} did not answer as a site does.", reason=Reason.INTERNAL
+        )
+    error = failure.to_error()
+    error.site = peer
+    return error

@@ -1,0 +1,101 @@
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from federated_dask.planner.graph import lower
+from federated_dask.planner.nodes import uses
+from federated_dask.planner.sizes import FLOX_CHUNK, estimate_sizes, read_bytes
+from tests.planner.federation import TABLE, Federation
+
+
+def stored(federation: Federation, dtype: str = "f4") -> da.Array:
+    values = np.zeros((40, 6, 50), dtype)
+    return da.from_array(federation.variable("north", values), chunks=(10, 6, 50))
+
+
+def of(array: Any) -> dict[str, int]:
+    """Largest estimate of every layer."""
+    graph = lower(array.dask, array.__dask_keys__(), TABLE)
+    sizes = estimate_sizes(graph)
+    found: dict[str, int] = {}
+    for task, size in zip(graph.tasks, sizes, strict=True):
+        found[task.label] = max(found.get(task.label, 0), size)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("reduce", "partial"),
+    [
+        (lambda x: x.sum(axis=0), 6 * 50 * 4),
+        (lambda x: x.sum(axis=0, dtype="f8"), 6 * 50 * 8),
+        (lambda x: x.mean(axis=0), 6 * 50 * 4),
+        (lambda x: x.max(axis=(0, 2)), 6 * 4),
+        (lambda x: x.var(axis=0), 2 * 6 * 50 * 4),
+        (lambda x: (x > 0).all(axis=0), 6 * 50),
+    ],
+)
+def test_partials_are_as_large_as_the_result_not_as_the_chunk(reduce: Any, partial: int) -> None:
+    x = stored(Federation())
+    graph = lower(reduce(x).dask, reduce(x).__dask_keys__(), TABLE)
+    sizes = estimate_sizes(graph)
+    inputs = graph.tasks[-1].dependencies
+    assert inputs
+    for position in inputs:
+        assert partial / 2 <= sizes[position] <= 2 * partial
+
+
+def test_chunks_are_what_the_collection_states() -> None:
+    assert of(stored(Federation()) + 1)["add"] == 10 * 6 * 50 * 4
+
+
+def test_groups_times_kept_axes() -> None:
+    federation = Federation()
+    time = pd.date_range("2000", periods=40, freq="MS")
+    array = xr.DataArray(stored(federation), dims=("time", "y", "x"), coords={"time": time})
+    grouped = array.groupby("time.season").mean(method="map-reduce")
+    graph = lower(grouped.data.dask, grouped.data.__dask_keys__(), TABLE)
+    sizes = estimate_sizes(graph)
+    one = 4 * 6 * 50 * 4
+    chunks = [
+        size
+        for task, size in zip(graph.tasks, sizes, strict=True)
+        if task.program is not None and FLOX_CHUNK in uses(task.program.template.steps[-1])
+    ]
+    assert chunks
+    assert all(one <= size <= 4 * one for size in chunks)
+
+
+@pytest.mark.parametrize(
+    ("index", "elements"),
+    [
+        (np.s_[:], 40 * 300),
+        (np.s_[:10], 10 * 300),
+        (np.s_[0:10], 10 * 300),
+        (np.s_[15], 10 * 300),
+    ],
+)
+def test_reads(index: Any, elements: int) -> None:
+    x = stored(Federation())[index]
+    graph = lower(x.dask, x.__dask_keys__(), TABLE)
+    assert sum(read_bytes(task, graph) for task in graph.tasks) == elements * 4
+
+
+def test_what_reads_nothing() -> None:
+    x = da.ones(3).sum()
+    graph = lower(x.dask, x.__dask_keys__(), TABLE)
+    assert [read_bytes(task, graph) for task in graph.tasks] == [0] * len(graph.tasks)
+    assert all(size >= 0 for size in estimate_sizes(graph))
+
+
+def test_objects_and_unknown_shapes_have_some_size() -> None:
+    federation = Federation()
+    texts = np.array(["a", "b"] * 10, dtype=object)
+    x = da.from_array(federation.variable("north", texts), chunks=5)
+    assert set(of(x).values()) == {5 * 8}
+    y = stored(federation)
+    masked = y[y > 0]
+    assert all(size >= 0 for size in of(masked).values())
