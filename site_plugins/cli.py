@@ -318,7 +318,7 @@ max_lifetime = "90d"
 # name = "south"
 # address = "https://south.example.org:8786"
 # ca = "certificates/south.pem"     # where its authority is not a public one
-# public_key = "keys/south.pem"     # its keys/issuer_public.pem: values go directly from site to site
+# public_key = "keys/south.pem"     # its keys/issuer_public.pem, to exchange values directly
 
 # What this site stores, one section each: anything that xarray opens here.
 # [datasets.temperature]

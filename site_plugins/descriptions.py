@@ -8,7 +8,7 @@ encodings also hold the path.  `check` says in words what is wrong with a datase
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ DATASET_ENCODING = ("unlimited_dims", "coordinates", "zarr_format", "consolidate
 def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescription, list[Buffer]]:
     """Describe a dataset so that it can be opened elsewhere without another question.
 
-    Index coordinates and coordinates of at most 16 KiB come with their values.
+    Index coordinates and coordinates of at most 16 KiB come with their values; of
+    datasets that are open, so do other small scalars, dates and texts.
     Variables whose values have no wire form are left out; `check` names them.
 
     Parameters
@@ -82,8 +83,7 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
                 coordinate=name in content.coords,
                 value=(
                     encode_value(decoded(variable), buffers)
-                    if variable.dims == (name,)
-                    or (name in content.coords and _size(variable) <= LARGEST_INLINE)
+                    if _goes_along(name, variable, content, dataset)
                     else None
                 ),
             )
@@ -100,6 +100,20 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
             size=size,
         )
     return description, buffers
+
+
+def _goes_along(
+    name: Hashable, variable: xr.Variable, content: xr.Dataset, dataset: StoredDataset
+) -> bool:
+    """Say whether a variable's values are part of the description."""
+    if variable.dims == (name,):
+        return True
+    if _size(variable) > LARGEST_INLINE:
+        return False
+    # xarray and Dask look at scalars and at dates and texts to name and cut them:
+    # one more question each, if they stayed behind.
+    is_looked_at = variable.ndim == 0 or variable.dtype.kind in "OT"
+    return name in content.coords or (is_looked_at and dataset.egress == "open")
 
 
 def check(dataset: StoredDataset) -> list[str]:

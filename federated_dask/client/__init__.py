@@ -1,0 +1,1 @@
+"""What the researcher uses: connections to sites, lazy datasets, and running plans."""

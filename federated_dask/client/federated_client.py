@@ -8,8 +8,7 @@ import contextlib
 from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
-from urllib.parse import urlsplit
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import dask
 import dask.base
@@ -20,20 +19,21 @@ from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
 
 from federated_dask.client import loop, takeover
-from federated_dask.client.addresses import check_name, check_token, named_addresses
-from federated_dask.client.catalogue import Datasets, Site, Sites
+from federated_dask.client.addresses import check_token, named_addresses
+from federated_dask.client.catalogue import Datasets, Sites
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.execution import execute
+from federated_dask.client.finding import SiteFinder
 from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
 from federated_dask.client.progress import ProgressBars, wants_bars
 from federated_dask.client.run_record import RunRecord
-from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
+from federated_dask.errors import ConfigurationError, FederatedError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
 from federated_dask.planner.plan import Plan, make_plan
 from federated_dask.planner.sources import SiteFacts
-from federated_dask.protocol.messages import Catalogue, SiteDescription
+from federated_dask.protocol.messages import SiteDescription
 from federated_dask.protocol.operations import operation_table
 
 __all__ = ["FederatedClient"]
@@ -116,13 +116,9 @@ class FederatedClient:
         check_token(token)
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
-        self._addresses = named_addresses(address)
-        self._token = token
-        self._verify = verify
-        self._timeout = timeout
+        self._finder = SiteFinder(named_addresses(address), token, verify, timeout)
         self._progress = wants_bars() if progress is None else progress
         self._table = operation_table()
-        self._connections: dict[str, SiteConnection] = {}
         self._facts = _Facts(self)
         self._sites = Sites({})
         self._datasets = Datasets({})
@@ -134,7 +130,7 @@ class FederatedClient:
 
     async def _connect(self) -> FederatedClient:
         try:
-            given, peers = await self._reach_all()
+            given, peers = await self._finder.reach_all()
         except BaseException:
             # Nobody gets to close a client that could not be made.
             await self._close()
@@ -156,75 +152,6 @@ class FederatedClient:
         self._sites = Sites({name: site for name, (site, _) in found.items()})
         return self
 
-    async def _reach_all(self) -> tuple[list[_Reached], list[_Reached]]:
-        async with _first_error(), asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(self._reach(name, address, given=True))
-                for name, address in self._addresses
-            ]
-        given = [task.result() for task in asked]
-        known = {site.name for site, _ in given}
-        peers = {
-            peer.name: peer.address
-            for site, _ in given
-            if site.description is not None
-            for peer in site.description.peers
-            if peer.name not in known
-        }
-        async with asyncio.TaskGroup() as group:
-            found = [group.create_task(self._reach_peer(*peer)) for peer in peers.items()]
-        return given, [task.result() for task in found]
-
-    async def _reach(self, name: str | None, address: str, *, given: bool) -> _Reached:
-        told = name if name is not None else await self._name_at(address)
-        connection = self._make_connection(told, address, self._token_for(told, address, given))
-        try:
-            description, catalogue = await self._ask(connection)
-            check_name(told, description.name, address)
-        except BaseException as error:
-            await connection.close()
-            if isinstance(error, NotAuthenticated) and name is not None:
-                # No token fits where the name is wrong; then the name is what to tell of.
-                check_name(name, await self._name_at(address), address)
-            raise
-        self._connections[told] = connection
-        return Site(told, address, description), catalogue
-
-    async def _ask(self, connection: SiteConnection) -> tuple[SiteDescription, Catalogue]:
-        async with _first_error(), asyncio.TaskGroup() as group:
-            description = group.create_task(connection.describe_site())
-            catalogue = group.create_task(connection.catalogue())
-        return description.result(), catalogue.result()
-
-    async def _name_at(self, address: str) -> str:
-        anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
-        try:
-            return (await anonymous.health()).get("site", "")
-        finally:
-            await anonymous.close()
-
-    async def _reach_peer(self, name: str, address: str) -> _Reached:
-        address = address.rstrip("/")
-        try:
-            return await self._reach(name, address, given=False)
-        except FederatedError as error:
-            self._connections.pop(name, None)
-            return Site(name, address, error=error), Catalogue(site=name, datasets=())
-
-    def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
-        made = SiteConnection(name, address, token, self._verify, self._timeout)
-        known = self._connections.get(name)
-        # Open datasets use the connection that they were opened with: there is one to close.
-        return known if known is not None and known.parameters == made.parameters else made
-
-    def _token_for(self, name: str, address: str, given: bool) -> str | None:
-        if self._token is None or isinstance(self._token, str):
-            return self._token
-        by_address = {key.rstrip("/"): token for key, token in self._token.items()}.get(address)
-        # A site says where its peers are; were tokens sent there by name, it
-        # could have them sent anywhere.
-        return self._token.get(name, by_address) if given else by_address
-
     def connection_of(self, site: str) -> SiteConnection:
         """Give the connection to a site.
 
@@ -235,8 +162,8 @@ class FederatedClient:
         FederatedError
             Why the site could not be reached.
         """
-        if site in self._connections:
-            return self._connections[site]
+        if site in self._finder.connections:
+            return self._finder.connections[site]
         error = self._sites[site].error
         raise (
             error
@@ -526,7 +453,7 @@ class FederatedClient:
         return self._run(self._close())
 
     async def _close(self) -> None:
-        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
+        await self._finder.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         return coroutine if self.asynchronous else loop.sync(coroutine)
@@ -550,7 +477,7 @@ class FederatedClient:
         return self._connect().__await__()
 
     async def __aenter__(self) -> FederatedClient:
-        if not self._connections:
+        if not self._finder.connections:
             await self._connect()
         return self.as_current()
 
@@ -564,16 +491,14 @@ class FederatedClient:
         await self._close()
 
     def __repr__(self) -> str:
-        return f"<FederatedClient: {len(self._connections)} sites, {len(self._datasets)} datasets>"
+        sites = len(self._finder.connections)
+        return f"<FederatedClient: {sites} sites, {len(self._datasets)} datasets>"
 
     def _repr_html_(self) -> str:
         return (
             f"<div><h3>FederatedClient</h3>{self.sites._repr_html_()}"
             f"{self.datasets._repr_html_()}</div>"
         )
-
-
-_Reached: TypeAlias = tuple[Site, Catalogue]
 
 
 class _Facts(dict[str, SiteFacts]):
@@ -602,23 +527,6 @@ def _facts(description: SiteDescription) -> SiteFacts:
     known = operation_table().names if names is None else names
     peers = frozenset(peer.name for peer in description.peers if peer.exchanges)
     return SiteFacts(description.name, frozenset(known), peers)
-
-
-class _first_error:  # noqa: N801
-    """Raise the first error of a task group instead of the group."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Literal[False]:
-        if isinstance(exc, BaseExceptionGroup):
-            raise exc.exceptions[0] from exc.exceptions[0].__cause__
-        return False
 
 
 def _computed_here(expression: Any, keys: list[Any]) -> dict[Key, Any]:

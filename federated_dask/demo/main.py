@@ -145,7 +145,7 @@ def _show(console: Console, explanation: Explanation, run: RunRecord) -> None:
     )
     console.print(f"  ran at: {where}")
     for label, reason, count in explanation.reasons:
-        console.print(f"  at home: {count} × {label}, because it {reason}")
+        console.print(f"  at home: {count} × {label}, because {reason}")
     table = Table("  from", "to", box=None, pad_edge=False, padding=(0, 2))
     table.add_column("predicted", justify="right")
     table.add_column("crossed", justify="right")

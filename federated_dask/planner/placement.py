@@ -207,7 +207,7 @@ class _Placer:
                 return site
             self.reasons[position] = "bringing its inputs home moves fewer bytes"
         elif sites:
-            self.reasons[position] = f"needs data of {' and '.join(sorted(sites))} together"
+            self.reasons[position] = f"it needs data of {' and '.join(sorted(sites))} together"
         return HOME
 
     def explain_home(self, position: int) -> None:

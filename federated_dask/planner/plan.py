@@ -73,6 +73,7 @@ class Plan:
     """Tasks that run at home, per stage, with what runs anywhere and is needed there."""
     hold: bool
     """True for persist: requested results that lie at a site stay there."""
+    _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
 
     @property
     def sites(self) -> list[str]:
@@ -109,6 +110,11 @@ class Plan:
         What goes to a site is the message of its job, exactly; what comes home
         is estimated from the shapes that the collections state.
         """
+        if self._links is None:
+            self._links = self._predict()
+        return dict(self._links)
+
+    def _predict(self) -> dict[tuple[str, str], int]:
         links: Counter[tuple[str, str]] = Counter()
         for stage in self.jobs:
             for job in stage:

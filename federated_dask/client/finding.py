@@ -1,0 +1,150 @@
+"""Finding the sites of a federation: those that are given, and the peers that they name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from federated_dask.client.addresses import check_name
+from federated_dask.client.catalogue import Site
+from federated_dask.client.connection import SiteConnection
+from federated_dask.errors import FederatedError, NotAuthenticated
+from federated_dask.protocol.messages import Catalogue, SiteDescription
+
+__all__ = ["Reached", "SiteFinder"]
+
+Reached: TypeAlias = tuple[Site, Catalogue]
+
+
+class SiteFinder:
+    """Reaches sites and keeps the connections to them.
+
+    Parameters
+    ----------
+    addresses : sequence of (str or None, str)
+        Name, where it is given, and address of every site to begin with.
+    token : str, mapping of str to str, or None
+        As `FederatedClient` takes it.
+    verify : bool, str or Path
+        Whom to trust.
+    timeout : float
+        Seconds of silence after which a site counts as unavailable.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[tuple[str | None, str]],
+        token: str | Mapping[str, str] | None,
+        verify: bool | str | Path,
+        timeout: float,
+    ) -> None:
+        self._addresses = addresses
+        self._token = token
+        self._verify = verify
+        self._timeout = timeout
+        self.connections: dict[str, SiteConnection] = {}
+
+    async def reach_all(self) -> tuple[list[Reached], list[Reached]]:
+        """Reach the given sites and their peers.
+
+        Returns
+        -------
+        given, peers : list of (Site, Catalogue)
+
+        Raises
+        ------
+        FederatedError
+            If a given site cannot be reached; a peer that cannot says so itself.
+        """
+        async with _first_error(), asyncio.TaskGroup() as group:
+            asked = [
+                group.create_task(self._reach(name, address, given=True))
+                for name, address in self._addresses
+            ]
+        given = [task.result() for task in asked]
+        known = {site.name for site, _ in given}
+        peers = {
+            peer.name: peer.address
+            for site, _ in given
+            if site.description is not None
+            for peer in site.description.peers
+            if peer.name not in known
+        }
+        async with asyncio.TaskGroup() as group:
+            found = [group.create_task(self._reach_peer(*peer)) for peer in peers.items()]
+        return given, [task.result() for task in found]
+
+    async def _reach(self, name: str | None, address: str, *, given: bool) -> Reached:
+        told = name if name is not None else await self._name_at(address)
+        connection = self._make_connection(told, address, self._token_for(told, address, given))
+        try:
+            description, catalogue = await self._ask(connection)
+            check_name(told, description.name, address)
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, NotAuthenticated) and name is not None:
+                # No token fits where the name is wrong; then the name is what to tell of.
+                check_name(name, await self._name_at(address), address)
+            raise
+        self.connections[told] = connection
+        return Site(told, address, description), catalogue
+
+    async def _ask(self, connection: SiteConnection) -> tuple[SiteDescription, Catalogue]:
+        async with _first_error(), asyncio.TaskGroup() as group:
+            description = group.create_task(connection.describe_site())
+            catalogue = group.create_task(connection.catalogue())
+        return description.result(), catalogue.result()
+
+    async def _name_at(self, address: str) -> str:
+        anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
+        try:
+            return (await anonymous.health()).get("site", "")
+        finally:
+            await anonymous.close()
+
+    async def _reach_peer(self, name: str, address: str) -> Reached:
+        address = address.rstrip("/")
+        try:
+            return await self._reach(name, address, given=False)
+        except FederatedError as error:
+            self.connections.pop(name, None)
+            return Site(name, address, error=error), Catalogue(site=name, datasets=())
+
+    def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
+        made = SiteConnection(name, address, token, self._verify, self._timeout)
+        known = self.connections.get(name)
+        # Open datasets use the connection that they were opened with: there is one to close.
+        return known if known is not None and known.parameters == made.parameters else made
+
+    def _token_for(self, name: str, address: str, given: bool) -> str | None:
+        if self._token is None or isinstance(self._token, str):
+            return self._token
+        by_address = {key.rstrip("/"): token for key, token in self._token.items()}.get(address)
+        # A site says where its peers are; were tokens sent there by name, it
+        # could have them sent anywhere.
+        return self._token.get(name, by_address) if given else by_address
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await asyncio.gather(*(connection.close() for connection in self.connections.values()))
+
+
+class _first_error:  # noqa: N801
+    """Raise the first error of a task group instead of the group."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]:
+        if isinstance(exc, BaseExceptionGroup):
+            raise exc.exceptions[0] from exc.exceptions[0].__cause__
+        return False
