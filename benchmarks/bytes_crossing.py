@@ -21,7 +21,12 @@ def run() -> list[Result]:
         for each in DATASETS
     }
     with LocalFederation(sites) as federation, FederatedClient(federation) as fed:
-        opened = [fed.open_dataset(each.qualified_name, chunks={"time": 24}) for each in DATASETS]
+        a1b, e1, sst = (each.qualified_name for each in DATASETS)
+        opened = (
+            fed.open_dataset(a1b, chunks={"time": 24}),
+            fed.open_dataset(e1, chunks={"time": 24}),
+            fed.open_dataset(sst),
+        )
         result = mixed_mean(Inputs.of(*opened)).compute()
         run = fed.last_run
     assert run is not None

@@ -47,7 +47,7 @@ def run() -> list[Result]:
         finally:
             aiohttp.ClientSession._request = original  # type: ignore[method-assign]
     return [
-        Result("round trips per open_dataset", requests / REPEATS, "", 1),
+        Result("round trips per open_dataset", requests / REPEATS, "", 1.0),
         Result("first open", first * 1000, " ms"),
         Result("later opens, median", statistics.median(seconds) * 1000, " ms"),
     ]

@@ -190,6 +190,8 @@ def _numpy() -> list[Codec]:
     return [
         Codec("numpy.random.SeedSequence", SeedSequence, take, make),
         Codec("numpy.matrix", np.matrix, lambda x: {"array": np.asarray(x)}, matrix),
+        # What a reduction of masked values gives where all are masked.
+        Codec("numpy.ma.masked", type(np.ma.masked), lambda _: {}, lambda _: np.ma.masked),
     ]
 
 

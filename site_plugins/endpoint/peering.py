@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from federated_dask.errors import (
     ConfigurationError,
@@ -39,6 +42,8 @@ from federated_dask.errors import (
 from federated_dask.protocol.frames import Frame, FrameDecoder, decode_message
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Failure, Result
+from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.values import decode_value
 from site_plugins.config import PeerSection, SiteConfig
 from site_plugins.tokens import StatementSigner, StatementVerifier, public_key_of
 
@@ -51,7 +56,13 @@ DELEGATION_SECONDS = 600.0
 PEER_SECONDS = 60.0
 CONNECT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
+PULL_SECONDS = 600.0
+"""Longest time that one value may take, whatever drips in meanwhile."""
 PIECE = 2**20
+LONGEST_REFUSAL = 64 * 1024
+LONGEST_MESSAGE = 1000
+LEASE = re.compile(r"[A-Za-z0-9_-]{1,128}")
+COMPACT = re.compile(r"[A-Za-z0-9_.-]{1,8192}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +78,9 @@ class Delegation:
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """A value that came from a peer, still encoded."""
+    """A value that came from a peer."""
 
-    result: Result
-    buffers: list[bytearray]
+    value: Any
     nbytes: int
     """Bytes of the reply's body."""
 
@@ -183,7 +193,14 @@ class Peering:
         )
 
     async def pull(
-        self, peer: str, lease: str, output: int, delegation: str, limits: Limits
+        self,
+        peer: str,
+        lease: str,
+        output: int,
+        delegation: str,
+        *,
+        limits: Limits,
+        table: OperationTable,
     ) -> Pulled:
         """Fetch a value from a peer.
 
@@ -197,13 +214,17 @@ class Peering:
             Signed by that site.
         limits : Limits
             Caps on the reply.
+        table : OperationTable
+            What the value may name.
 
         Raises
         ------
         NotFound
             If there is no such peer here.
-        SiteUnavailable, RequestRefused
-            If it does not answer, or not with a value.
+        RequestRefused
+            If lease or delegation cannot be one, or the value is over the caps.
+        SiteUnavailable
+            If the peer does not answer, or not with a value.
         FederatedError
             What the peer refused it with.
         """
@@ -214,6 +235,9 @@ class Peering:
                 reason=Reason.UNKNOWN_SITE,
                 site=self._site,
             )
+        # They become a part of the URL and a header.
+        if not (LEASE.fullmatch(lease) and COMPACT.fullmatch(delegation)):
+            raise RequestRefused("A lease or a delegation cannot be one.", reason=Reason.MALFORMED)
         claims = {"iss": self._site, "aud": peer, "for": _digest(delegation)}
         headers = {
             "Authorization": f"Bearer {self._signer.sign(PEER, claims, PEER_SECONDS)}",
@@ -221,7 +245,8 @@ class Peering:
         }
         url = f"{section.address.rstrip('/')}/delegated/{lease}/{output}"
         try:
-            return await self._fetch(peer, url, headers, limits)
+            async with asyncio.timeout(PULL_SECONDS):
+                frame, nbytes = await self._fetch(peer, url, headers, limits)
         except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
             raise SiteUnavailable(
                 f"The peer {peer!r} did not hand over a value ({type(error).__name__}).",
@@ -229,29 +254,58 @@ class Peering:
                 site=self._site,
                 hint="Try again later; without direct transfers, values go through your process.",
             ) from error
+        try:
+            result = decode_message(frame, Result)
+            value = decode_value(result.value, frame.buffers, table)
+        except RequestRefused as error:
+            raise self._unlike_a_site(peer) from error
+        if result.output != output:
+            raise self._unlike_a_site(peer)
+        return Pulled(value=value, nbytes=nbytes)
 
     async def _fetch(
         self, peer: str, url: str, headers: Mapping[str, str], limits: Limits
-    ) -> Pulled:
+    ) -> tuple[Frame, int]:
         session = self._open_session()
         async with session.get(
             url, headers=headers, ssl=self._trust[peer], allow_redirects=False
         ) as reply:
             if reply.status != 200:
-                raise _refusal(await _bounded(reply), peer)
+                raise self._refusal(await _bounded(reply), peer)
             decoder = FrameDecoder(limits)
             frames: list[Frame] = []
             received = 0
-            async for data in reply.content.iter_chunked(PIECE):
-                received += len(data)
-                frames += decoder.feed(data)
-            decoder.close()
+            try:
+                async for data in reply.content.iter_chunked(PIECE):
+                    received += len(data)
+                    frames += decoder.feed(data)
+                    if len(frames) > 1:
+                        break
+                decoder.close()
+            except RequestRefused as error:
+                if error.reason is Reason.LIMIT_EXCEEDED:
+                    error.message = f"A value of the peer {peer!r}: {error.message}"
+                    raise
+                raise self._unlike_a_site(peer) from error
         if len(frames) != 1:
-            raise RequestRefused(
-                f"The peer {peer!r} did not answer with one value.", reason=Reason.MALFORMED
-            )
-        result = decode_message(frames[0], Result)
-        return Pulled(result=result, buffers=frames[0].buffers, nbytes=received)
+            raise self._unlike_a_site(peer)
+        return frames[0], received
+
+    def _refusal(self, body: bytes, peer: str) -> FederatedError:
+        try:
+            failure = msgspec.json.decode(body, type=Failure)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._unlike_a_site(peer)
+        message = f"The peer {peer!r} refused: {failure.message[:LONGEST_MESSAGE]}"
+        return msgspec.structs.replace(failure, message=message, site=peer).to_error()
+
+    def _unlike_a_site(self, peer: str) -> SiteUnavailable:
+        return SiteUnavailable(
+            f"The peer {peer!r} did not answer as a site does.",
+            reason=Reason.INTERNAL,
+            site=self._site,
+            hint="Tell the operator of that site.",
+        )
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -259,7 +313,11 @@ class Peering:
                 total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
             )
             self._session = aiohttp.ClientSession(
-                timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+                timeout=timeout,
+                trust_env=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # Frames are compressed already, with caps; HTTP's compression has none.
+                auto_decompress=False,
             )
         return self._session
 
@@ -280,7 +338,7 @@ def _verifier(peer: PeerSection) -> StatementVerifier:
     assert peer.public_key is not None  # noqa: S101
     try:
         return StatementVerifier(peer.public_key.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(
             f"The public key of peer {peer.name!r} cannot be used: {error}.",
             hint="It is the file keys/issuer_public.pem of that site.",
@@ -288,25 +346,21 @@ def _verifier(peer: PeerSection) -> StatementVerifier:
 
 
 def _trust(peer: PeerSection) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=None if peer.ca is None else str(peer.ca))
+    try:
+        context = ssl.create_default_context(cafile=None if peer.ca is None else str(peer.ca))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The certificate authority of peer {peer.name!r} cannot be used: {error}.",
+            hint="It is a PEM file with the certificates to trust.",
+        ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-LONGEST_REFUSAL = 64 * 1024
-
-
 async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
-    return await reply.content.read(LONGEST_REFUSAL)
-
-
-def _refusal(body: bytes, peer: str) -> FederatedError:
-    try:
-        failure = msgspec.json.decode(body, type=Failure)
-    except msgspec.MsgspecError:
-        return SiteUnavailable(
-            f"The peer {peer!r} did not answer as a site does.", reason=Reason.INTERNAL
-        )
-    error = failure.to_error()
-    error.site = peer
-    return error
+    body = bytearray()
+    async for data in reply.content.iter_chunked(LONGEST_REFUSAL):
+        body += data
+        if len(body) > LONGEST_REFUSAL:
+            break
+    return bytes(body[:LONGEST_REFUSAL])

@@ -28,7 +28,7 @@ from federated_dask.protocol.frames import Buffer, encode_frame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Egress, Failure, Output, Result
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import decode_value, encode_value
+from federated_dask.protocol.values import encode_value
 from site_plugins.endpoint.failures import failure_of_task
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
@@ -129,6 +129,7 @@ class Run:
         self.futures: dict[Key, Future[Any]] = {}
         self.pulled: dict[Key, Future[Any]] = {}
         self.submitted = False
+        self.released = False
 
     async def pull(self, peering: Peering | None) -> dict[str, int]:
         """Fetch the values that peers hold and put them on the workers.
@@ -144,12 +145,21 @@ class Run:
         async def one(pull: Pull, peering: Peering) -> None:
             async with gate:
                 found = await peering.pull(
-                    pull.peer, pull.lease, pull.output, pull.delegation, self.limits
+                    pull.peer,
+                    pull.lease,
+                    pull.output,
+                    pull.delegation,
+                    limits=self.limits,
+                    table=self.table,
                 )
-                value = decode_value(found.result.value, found.buffers, self.table)
                 # A dict keeps its keys; anything else would be scattered item by item.
-                scattered = await self.gateway.client.scatter({pull.key: value}, direct=True)
-            self.pulled.update(scattered)
+                client: Client = self.gateway.client
+                scattering = asyncio.ensure_future(
+                    client.scatter({pull.key: found.value}, direct=True)
+                )
+                scattering.add_done_callback(self._take)
+                # Given up halfway, it would leave a value that nobody lets go of.
+                await asyncio.shield(scattering)
             pulled[pull.peer] = pulled.get(pull.peer, 0) + found.nbytes
 
         if self.job.pulls and peering is not None:
@@ -160,6 +170,13 @@ class Run:
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
         return pulled
+
+    def _take(self, scattering: asyncio.Future[dict[Key, Future[Any]]]) -> None:
+        if scattering.cancelled() or scattering.exception() is not None:
+            return
+        self.pulled.update(scattering.result())
+        if self.released:
+            self.release()
 
     async def submit(self) -> None:
         """Hand the tasks to the scheduler; outputs that it has already are wanted as they are."""
@@ -304,6 +321,7 @@ class Run:
 
     def release(self) -> None:
         """Let go of everything; what nobody else wants is cancelled."""
+        self.released = True
         for future in (*self.futures.values(), *self.pulled.values()):
             future.release()
         self.futures, self.pulled = {}, {}

@@ -90,6 +90,7 @@ def test_every_comment_of_the_template_can_be_uncommented(north: Path) -> None:
     start = next(number for number, line in enumerate(lines) if "existing scheduler" in line)
     text = "\n".join(lines[:start] + lines[start + 5 :])
     (north / "certificates" / "south.pem").touch()
+    (north / "keys" / "south.pem").touch()
     path.write_text(text)
     config = load_config(path)
     assert config.peers[0].name == "south"

@@ -417,7 +417,7 @@ async def test_a_version_that_changes_while_the_job_waits(zarr_path: Path) -> No
         )
         # A worker that has just looked at the store does not look again at once.
         async with asyncio.timeout(60):
-            while isinstance((await caller.run(graph, graph.tasks - 1))[1], Finished):
+            while isinstance((await caller.run(graph, graph.tasks - 1))[1], Finished):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         _, last = await caller.run(graph, graph.tasks - 1)
     assert isinstance(last, Failure)
