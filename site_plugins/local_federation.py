@@ -37,7 +37,7 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = {"title", "endpoint", "cluster", "limits", "datasets"}
+TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges"}
 
 
 class LocalFederation:
@@ -51,6 +51,8 @@ class LocalFederation:
         or a mapping with ``"path"`` (either of these) and whatever a
         ``[datasets.<name>]`` section of `site.toml` may hold, such as
         ``"egress": "derived"``.  ``"title"`` and ``"limits"`` are as in `site.toml`.
+        ``"exchanges"`` names the sites with which it exchanges values directly; by
+        default all.
     n_workers : int, optional
         Workers per site.
     threads_per_worker : int, optional
@@ -237,7 +239,11 @@ def _configs(
                     "name": other,
                     "address": address,
                     "ca": str(folder / "ca.pem"),
-                    "public_key": str(homes[other] / "issuer_public.pem"),
+                    **(
+                        {"public_key": str(homes[other] / "issuer_public.pem")}
+                        if other in given.get("exchanges", sites)
+                        else {}
+                    ),
                 }
                 for other, address in addresses.items()
                 if other != name

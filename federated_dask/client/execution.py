@@ -28,7 +28,14 @@ from federated_dask.planner.origins import derivations
 from federated_dask.planner.plan import Job, Plan
 from federated_dask.planner.sources import HOME, HeldReference
 from federated_dask.protocol import graph as wire
-from federated_dask.protocol.messages import Accepted, Failure, Finished, Progress, Result
+from federated_dask.protocol.messages import (
+    Accepted,
+    Failure,
+    Finished,
+    Progress,
+    Result,
+    delegation_key,
+)
 from federated_dask.protocol.values import decode_value
 
 __all__ = ["ProgressReport", "execute"]
@@ -182,16 +189,17 @@ class _Run:
 
     async def delegations(self, job: Job) -> dict[str, str]:
         """Have the sites that hold what a job needs let its site fetch it."""
-        outputs: dict[tuple[str, str], list[int]] = {}
+        outputs: dict[tuple[str, str, str], list[int]] = {}
         for position, site in job.pulled.items():
             held, _ = self.held[position]
-            outputs.setdefault((site, held.lease), []).append(held.output)
-        asked = [
-            self.connections[site].delegate(lease, job.site, numbers)
-            for (site, lease), numbers in outputs.items()
-        ]
-        leases = [lease for _, lease in outputs]
-        return dict(zip(leases, await asyncio.gather(*asked), strict=True))
+            key = delegation_key(held.lease, held.output)
+            outputs.setdefault((key, site, held.lease), []).append(held.output)
+        async with asyncio.TaskGroup() as group:
+            asked = {
+                key: group.create_task(self.connections[site].delegate(lease, job.site, numbers))
+                for (key, site, lease), numbers in outputs.items()
+            }
+        return {key: task.result() for key, task in asked.items()}
 
     def take_lease(self, job: Job, connection: SiteConnection, name: str | None) -> None:
         if name is None:

@@ -490,6 +490,11 @@ class FederatedClient:
         takeover.leave(self)
         await self._close()
 
+    def __dask_tokenize__(self) -> tuple[str, ...]:
+        # xarray names arrays by how they were opened, the client included.
+        addresses = (each.address for each in self._finder.connections.values())
+        return (type(self).__qualname__, *sorted(addresses))
+
     def __repr__(self) -> str:
         sites = len(self._finder.connections)
         return f"<FederatedClient: {sites} sites, {len(self._datasets)} datasets>"

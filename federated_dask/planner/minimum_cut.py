@@ -100,7 +100,11 @@ def assign(
     --------
     A large value at "a", a small one at "b", and one item that needs both:
 
-    >>> values = [Value(None, "a", 100, (0,)), Value(None, "b", 5, (0,)), Value(0, None, 1, (), frozenset({"h"}))]
+    >>> values = [
+    ...     Value(None, "a", 100, (0,)),
+    ...     Value(None, "b", 5, (0,)),
+    ...     Value(0, None, 1, (), frozenset({"h"})),
+    ... ]
     >>> assign(values, ["h"], [frozenset({"h", "a", "b"})], lambda start, end: 1.0)
     ['a']
     """
@@ -262,5 +266,9 @@ def _any_kept_while_kept(
     if it lowers the true total.
     """
     if producer == 1:
+        return
+    if 0 in wanting:
+        # That one is sure to keep its place, so this is exact.
+        network.edge(producer, 1, size)
         return
     _any_kept(network, wanting, size, 1)

@@ -18,15 +18,16 @@ from federated_dask.protocol.graph import Graph
 from federated_dask.protocol.values import Value
 
 __all__ = [
+    "DELEGATED_OUTPUTS",
     "FRAMES_MEDIA_TYPE",
     "PROTOCOL_VERSION",
     "Accepted",
     "AnyJobEvent",
     "Catalogue",
     "DatasetDescription",
+    "DatasetSummary",
     "DelegationReply",
     "DelegationRequest",
-    "DatasetSummary",
     "Egress",
     "Failure",
     "Finished",
@@ -39,6 +40,7 @@ __all__ = [
     "Result",
     "SiteDescription",
     "VariableDescription",
+    "delegation_key",
 ]
 
 PROTOCOL_VERSION = 1
@@ -46,6 +48,9 @@ PROTOCOL_VERSION = 1
 
 FRAMES_MEDIA_TYPE = "application/vnd.federated-dask.frames"
 """Media type of bodies made of frames; everything else is JSON."""
+
+DELEGATED_OUTPUTS = 500
+"""Outputs that one delegation may be for."""
 
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 """Name of a site or dataset: letters, digits, dot, dash, underscore."""
@@ -168,7 +173,7 @@ class JobSubmission(Message, frozen=True, kw_only=True):
     label: Annotated[str, Meta(max_length=200)] = ""
     """Name shown in the site's dashboard."""
     delegations: dict[str, str] = {}
-    """Lease at a peer to the delegation with which the site may fetch from it."""
+    """With which the site may fetch from its peers; the keys are those of `delegation_key`."""
 
 
 class JobEvent(Message, frozen=True, kw_only=True, tag_field="event"):
@@ -242,7 +247,20 @@ class DelegationRequest(Message, frozen=True, kw_only=True):
     """Let another site fetch held outputs (``POST /leases/{lease}/delegations``)."""
 
     receiver: Name
-    outputs: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=100_000)]
+    outputs: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=DELEGATED_OUTPUTS)]
+
+
+def delegation_key(lease: str, output: int) -> str:
+    """Give the key in `JobSubmission.delegations` of that for one output.
+
+    One delegation is for at most `DELEGATED_OUTPUTS` neighbours, so that it fits into a header.
+
+    Examples
+    --------
+    >>> delegation_key("1f", 499), delegation_key("1f", 500)
+    ('1f/0', '1f/1')
+    """
+    return f"{lease}/{output // DELEGATED_OUTPUTS}"
 
 
 class DelegationReply(Message, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from federated_dask.errors import (
     SiteUnavailable,
     TaskFailed,
 )
+from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.graph import CheckedGraph, check_graph
 from federated_dask.protocol.messages import (
@@ -46,6 +48,7 @@ from federated_dask.protocol.messages import (
     JobSubmission,
     Output,
     Progress,
+    delegation_key,
 )
 from federated_dask.protocol.operations import OperationTable
 from site_plugins.datasets import StoredVariable
@@ -70,6 +73,19 @@ from site_plugins.tokens import Principal
 __all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
 
 logger = logging.getLogger(__name__)
+
+
+MOST_OUTFLOWS = 10_000
+
+
+@dataclasses.dataclass
+class _Outflow:
+    """What has left of a lease, of datasets whose egress has a limit."""
+
+    released: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Bytes by dataset."""
+    outputs: set[int] = dataclasses.field(default_factory=set)
+    """Outputs that have left; once more tells nothing new."""
 
 
 class JobRunner:
@@ -98,6 +114,7 @@ class JobRunner:
         self.table = table
         self.settings = settings or JobSettings()
         self.peering = peering
+        self._outflows: OrderedDict[str, _Outflow] = OrderedDict()
 
     async def admit(
         self, submission: JobSubmission, buffers: list[bytearray], principal: Principal
@@ -152,25 +169,28 @@ class JobRunner:
         """Find what the graph's held results stand for: here, or to be fetched from a peer."""
         here = [item for item in submission.graph.held if item.peer is None]
         found = iter(await self._held([(item.lease, item.output) for item in here], owner))
+        trusted = frozenset() if self.peering is None else self.peering.trusted
         held: list[LeasedOutput] = []
-        pulls: list[Pull] = []
+        pulls: dict[wire.Held, Pull] = {}
         for item in submission.graph.held:
             if item.peer is None:
                 held.append(next(found))
                 continue
-            delegation = submission.delegations.get(item.lease)
-            if self.peering is None or item.peer not in self.peering.trusted or not delegation:
+            delegation = submission.delegations.get(delegation_key(item.lease, item.output))
+            if item.peer not in trusted or not delegation:
                 raise NotFound(
                     f"Values of {item.peer[:128]!r} cannot be fetched from here.",
                     reason=Reason.UNKNOWN_RESULT,
                     site=self.gateway.site,
                     hint="Send the value along instead.",
                 )
-            key = ("pulled", secrets.token_hex(16))
-            pulls.append(Pull(key, item.peer, item.lease, item.output, delegation))
+            if item not in pulls:
+                # Fetched once, however often the graph names it.
+                key = ("pulled", secrets.token_hex(16))
+                pulls[item] = Pull(key, item.peer, item.lease, item.output, delegation)
             # What it derives from is for its own site to watch over, which let it go.
-            held.append(LeasedOutput(key=key, label=frozenset()))
-        return held, pulls
+            held.append(LeasedOutput(key=pulls[item].key, label=frozenset()))
+        return held, list(pulls.values())
 
     async def _job(
         self, built: BuiltGraph, outputs: tuple[Output, ...], owner: str, label: str
@@ -224,9 +244,24 @@ class JobRunner:
     async def _fetch(self, lease: str, output: int, owner: str) -> Pieces:
         [held] = await self._held([(lease, output)], owner)
         built = BuiltGraph(tasks={}, keys=[held.key], labels=[held.label])
-        return await self._single(
-            await self._job(built, (Output(task=0),), owner, "held result"), output
-        )
+        job = await self._job(built, (Output(task=0),), owner, "held result")
+        outflow = self._outflow_of(lease, job)
+        if output not in outflow.outputs:
+            # Shared by all that is fetched of the lease: its limit is that of one job.
+            job.released = outflow.released
+        pieces = await self._single(job, output)
+        outflow.outputs.add(output)
+        return pieces
+
+    def _outflow_of(self, lease: str, job: Job) -> _Outflow:
+        """Tell what has left of a lease; what may leave without limit is not kept account of."""
+        if all(egress.tier == "open" for egress in job.egress.values()):
+            return _Outflow()
+        outflow = self._outflows.setdefault(lease, _Outflow())
+        self._outflows.move_to_end(lease)
+        while len(self._outflows) > MOST_OUTFLOWS:
+            self._outflows.popitem(last=False)
+        return outflow
 
     async def delegate(self, lease: str, request: DelegationRequest, principal: Principal) -> str:
         """Let a peer fetch outputs of a lease of the principal's."""
@@ -367,6 +402,9 @@ class JobRunner:
         if outputs:
             lease = secrets.token_hex(16)
             await self.gateway.hold(lease, job.owner, outputs)
+            outflow = self._outflow_of(lease, job)
+            outflow.released.update(job.released)
+            outflow.outputs.update(p for p in outputs if job.outputs[p].release)
         return Finished(lease=lease, pulled_bytes=pulled)
 
 

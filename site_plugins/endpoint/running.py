@@ -129,7 +129,7 @@ class Run:
         self.futures: dict[Key, Future[Any]] = {}
         self.pulled: dict[Key, Future[Any]] = {}
         self.submitted = False
-        self.released = False
+        self.ended = False
 
     async def pull(self, peering: Peering | None) -> dict[str, int]:
         """Fetch the values that peers hold and put them on the workers.
@@ -175,7 +175,7 @@ class Run:
         if scattering.cancelled() or scattering.exception() is not None:
             return
         self.pulled.update(scattering.result())
-        if self.released:
+        if self.ended:
             self.release()
 
     async def submit(self) -> None:
@@ -321,7 +321,7 @@ class Run:
 
     def release(self) -> None:
         """Let go of everything; what nobody else wants is cancelled."""
-        self.released = True
+        self.ended = True
         for future in (*self.futures.values(), *self.pulled.values()):
             future.release()
         self.futures, self.pulled = {}, {}
