@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from dask.utils import format_bytes
 
+from federated_dask.planner.picture import draw_plan
 from federated_dask.planner.plan import Plan
 from federated_dask.planner.sources import HOME
 
@@ -61,7 +62,17 @@ class Explanation:
                 for label, reason, count in self.reasons
             )
             body.append(f"<p>Not at its data:</p><ul>{items}</ul>")
-        return f"<div><b>Plan</b>{''.join(body)}</div>"
+        return f"<div><b>Plan</b>{self.to_svg()}{''.join(body)}</div>"
+
+    def to_svg(self) -> str:
+        """Draw sites, links with their bytes, and the condensed graph coloured by place.
+
+        Returns
+        -------
+        str
+            An SVG document; write it to a file to keep it.
+        """
+        return draw_plan(self.plan, self.links, self.tasks, self.read_bytes)
 
     def _places(self) -> list[tuple[str, str, str]]:
         return [

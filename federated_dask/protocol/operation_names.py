@@ -241,12 +241,21 @@ FORWARDED = frozenset({"_overlap_trim_info", "block_id", "block_info"})
 """Names under which `map_blocks` forwards an argument as a keyword."""
 
 COPYING = frozenset(
-    """
-    numpy.nan_to_num numpy.ma.fix_invalid numpy.ma.masked_equal numpy.ma.masked_greater
-    numpy.ma.masked_greater_equal numpy.ma.masked_inside numpy.ma.masked_invalid
-    numpy.ma.masked_less numpy.ma.masked_less_equal numpy.ma.masked_not_equal
-    numpy.ma.masked_outside numpy.ma.masked_values numpy.ma.masked_where
-    """.split()
+    {
+        "numpy.ma.fix_invalid",
+        "numpy.ma.masked_equal",
+        "numpy.ma.masked_greater",
+        "numpy.ma.masked_greater_equal",
+        "numpy.ma.masked_inside",
+        "numpy.ma.masked_invalid",
+        "numpy.ma.masked_less",
+        "numpy.ma.masked_less_equal",
+        "numpy.ma.masked_not_equal",
+        "numpy.ma.masked_outside",
+        "numpy.ma.masked_values",
+        "numpy.ma.masked_where",
+        "numpy.nan_to_num",
+    }
 )
 """Operations that write into their arguments unless they may copy them first."""
 
