@@ -38,7 +38,7 @@ from federated_dask.protocol.messages import (
 )
 from federated_dask.protocol.values import decode_value
 
-__all__ = ["ProgressReport", "execute"]
+__all__ = ["HomeCluster", "ProgressReport", "execute"]
 
 
 class ProgressReport(Protocol):
@@ -46,6 +46,13 @@ class ProgressReport(Protocol):
 
     def update(self, place: str, done: int, total: int) -> None:
         """Take note that `done` of `total` tasks of the current job at a place are done."""
+
+
+class HomeCluster(Protocol):
+    """The researcher's own cluster: what is used of a `distributed.Client`."""
+
+    def get(self, dsk: Any, keys: Any) -> Any:
+        """Compute keys of a graph and wait for them."""
 
 
 class _NoReport:
@@ -57,6 +64,7 @@ async def execute(
     plan: Plan,
     connections: Mapping[str, SiteConnection],
     *,
+    home: HomeCluster | None = None,
     report: ProgressReport | None = None,
     timeout: float | None = None,
 ) -> tuple[dict[Key, Any], RunRecord]:
@@ -68,6 +76,8 @@ async def execute(
         From `make_plan`.
     connections : mapping of str to SiteConnection
         Site name to connection.
+    home : distributed.Client, optional
+        Runs what must run at home; by default threads of this process do.
     report : ProgressReport, optional
         Told how far the run is.
     timeout : float, optional
@@ -88,7 +98,7 @@ async def execute(
     Exception
         What a task raised, where its type is known here.
     """
-    run = _Run(plan, connections, report or _NoReport())
+    run = _Run(plan, connections, home, report or _NoReport())
     started = time.perf_counter()
     try:
         async with asyncio.timeout(timeout):
@@ -120,10 +130,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 class _Run:
     def __init__(
-        self, plan: Plan, connections: Mapping[str, SiteConnection], report: ProgressReport
+        self,
+        plan: Plan,
+        connections: Mapping[str, SiteConnection],
+        home: HomeCluster | None,
+        report: ProgressReport,
     ) -> None:
         self.plan = plan
         self.connections = connections
+        self.home = home
         self.report = report
         self.values: dict[int, Any] = {}
         """Results that are at home, by position."""
@@ -216,7 +231,11 @@ class _Run:
         values = {position: self.values[position] for position in needed - own}
         wanted = [p for p in tasks if self.last_use.get(p, -1) > stage]
         nodes = home_graph(graph, tasks, values)
-        keys = [graph.tasks[position].key for position in wanted]
+        keys: list[Any] = [graph.tasks[position].key for position in wanted]
+        if self.home is not None:
+            results = await asyncio.to_thread(self.home.get, nodes, keys)
+            self.values.update(zip(wanted, results, strict=True))
+            return
         stop = threading.Event()
         try:
             results = await asyncio.to_thread(_run_threads, nodes, keys, self.report, stop)

@@ -22,7 +22,7 @@ from federated_dask.client import loop, takeover
 from federated_dask.client.addresses import check_token, named_addresses
 from federated_dask.client.catalogue import Datasets, Sites
 from federated_dask.client.connection import SiteConnection
-from federated_dask.client.execution import execute
+from federated_dask.client.execution import HomeCluster, execute
 from federated_dask.client.finding import SiteFinder
 from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
@@ -78,6 +78,9 @@ class FederatedClient:
         Seconds of silence after which a site counts as unavailable.
     compute_timeout : float, optional
         Seconds that one compute may take; no limit by default.
+    home : distributed.Client, optional
+        The researcher's own cluster, for what must run at home; by default that
+        runs on threads of this process.
     progress : bool, optional
         Show progress bars; by default where somebody is looking.
     asynchronous : bool, default False
@@ -106,6 +109,7 @@ class FederatedClient:
         verify: bool | str | Path = True,
         timeout: float = 60.0,
         compute_timeout: float | None = None,
+        home: HomeCluster | None = None,
         progress: bool | None = None,
         asynchronous: bool = False,
     ) -> None:
@@ -116,6 +120,7 @@ class FederatedClient:
         check_token(token)
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
+        self._home = home
         self._finder = SiteFinder(named_addresses(address), token, verify, timeout)
         self._progress = wants_bars() if progress is None else progress
         self._table = operation_table()
@@ -286,7 +291,8 @@ class FederatedClient:
         """
         wanted = keys if isinstance(keys, list) else [keys]
         if not has_site_data(dsk):
-            return dask.threaded.get(dsk, keys, **kwargs)
+            here = dask.threaded.get if self._home is None else self._home.get
+            return here(dsk, keys, **kwargs)
         return _shaped(keys, self._run_plan(self._plan(dsk, wanted), timeout))
 
     def _run_plan(self, plan: Plan, timeout: float | None) -> dict[Key, Any]:
@@ -432,6 +438,7 @@ class FederatedClient:
         results, self._last_run = await execute(
             plan,
             {site: self.connection_of(site) for site in plan.sites},
+            home=self._home,
             report=report,
             timeout=self.compute_timeout if timeout is None else timeout,
         )

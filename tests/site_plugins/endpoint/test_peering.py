@@ -5,6 +5,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,7 +16,13 @@ import msgspec
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from distributed.client import Client
 
 from federated_dask.errors import (
     ConfigurationError,
@@ -25,7 +32,7 @@ from federated_dask.errors import (
     NotPermitted,
     Reason,
 )
-from federated_dask.protocol.frames import encode_frame
+from federated_dask.protocol.frames import FrameDecoder, encode_frame
 from federated_dask.protocol.graph import Graph, Held, Reference
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import (
@@ -49,7 +56,7 @@ from site_plugins.endpoint.peering import DELEGATION_HEADER, Delegation, Peering
 from site_plugins.tokens import StatementSigner, create_token, new_issuer_key, public_key_of
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
-from tests.site_plugins.helpers import AIR, Caller, value_of
+from tests.site_plugins.helpers import AIR, Caller, as_message, value_of
 
 LEASE = "0123456789abcdef" * 2
 OWNER = "urn:federated-dask:site:south\nada"
@@ -70,7 +77,10 @@ def configs(tmp_path: Path) -> dict[str, SiteConfig]:
 
 
 def config_of(folder: Path, name: str, authority: Any, **changes: Any) -> SiteConfig:
-    files = write_certificates(folder / name, authority=authority)
+    own = folder / f"{name}-certificates"
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir()
+    files = write_certificates(own, authority=authority)
     described = {
         "site": {"name": name},
         "endpoint": {"certificate": str(files.certificate), "private_key": str(files.private_key)},
@@ -265,15 +275,17 @@ def test_as_many_outputs_as_one_may_have(three: Three) -> None:
     assert three.check(delegation, three.statement(delegation), output=10**6 - 1)
 
 
-def test_es256_keys(configs: dict[str, SiteConfig], tmp_path: Path) -> None:
+def test_a_peer_with_a_new_key(configs: dict[str, SiteConfig], tmp_path: Path) -> None:
+    delegation = Three(configs).delegation()
+    old = Three(configs).statement(delegation)
     private = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "north" / "public.pem").write_bytes(
-        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "north" / "key.pem").write_bytes(
+        private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     )
+    (tmp_path / "north" / "public.pem").write_bytes(public_key_of(tmp_path / "north" / "key.pem"))
     three = Three(configs)
-    delegation = three.delegation()
-    # Signed with the key that north had before.
-    three.refused(delegation, three.statement(delegation))
+    three.refused(delegation, old)
+    assert three.check(delegation, three.statement(delegation)).receiver == "north"
 
 
 # Configuration
@@ -304,7 +316,7 @@ def test_an_authority_that_cannot_be_used(configs: dict[str, SiteConfig], tmp_pa
 
 def test_without_a_public_key_nothing_is_exchanged(tmp_path: Path, three: Three) -> None:
     config = config_of(tmp_path, "south", new_authority(), north={"public_key": None})
-    (source := Three({**three.configs, "south": config})).at["south"]
+    source = Three({**three.configs, "south": config})
     assert source.at["south"].trusted == {"ocean"}
     with pytest.raises(NotFound):
         source.delegation()
@@ -372,10 +384,7 @@ def use(*held: Held) -> Graph:
 
 
 def job(graph: Graph, delegations: dict[str, str]) -> bytes:
-    message = JobSubmission(
-        graph=graph, outputs=(Output(task=len(graph.held)),), delegations=delegations
-    )
-    message = msgspec.structs.replace(message, outputs=(Output(task=0),))
+    message = JobSubmission(graph=graph, outputs=(Output(task=0),), delegations=delegations)
     return b"".join(map(bytes, encode_frame(message)))
 
 
@@ -386,9 +395,6 @@ async def run(caller: Caller, graph: Graph, delegations: dict[str, str]) -> tupl
         body = await response.read()
         if response.status != 200:
             return None, msgspec.json.decode(body, type=Failure)
-    from federated_dask.protocol.frames import FrameDecoder
-    from tests.site_plugins.helpers import as_message
-
     for frame in FrameDecoder().feed(body):
         last = as_message(frame)
         if isinstance(last, Result):
@@ -487,7 +493,7 @@ async def test_delegated_needs_both_credentials(
         assert (status, failure.reason, failure.site) == (401, "token_invalid", "north")
     # Whether there is such a lease is not for everybody.
     status, same = await nobody.refused("GET", f"/delegated/{'f' * 32}/0", headers={})
-    assert (status, same) == (401, failure)
+    assert (status, same) == (401, (await nobody.refused("GET", path, headers={}))[1])
     assert (await nobody.refused("GET", f"/delegated/{lease}/1", headers=good))[0] == 403
 
 
@@ -701,7 +707,7 @@ def ok(*pieces: Any, headers: str = "") -> bytes:
     return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
-def value_frame(value: Any, output: int = 0, **changes: Any) -> bytes:
+def value_frame(value: Any, output: int = 0) -> bytes:
     buffers: list[Any] = []
     encoded = encode_value(value, buffers, resolver=operation_table())
     message = Result(output=output, value=encoded)
@@ -722,7 +728,7 @@ def sends(*pieces: bytes, then: float | None = None) -> Handler:
 async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
-        writer.write(b"1\r\nF\r\n" if False else b"1\r\n" + b"F" + b"\r\n")
+        writer.write(b"1\r\nF\r\n")
         await writer.drain()
         await asyncio.sleep(0.05)
 
@@ -866,7 +872,6 @@ async def test_a_peer_without_a_certificate_to_trust(tmp_path: Path, configs: An
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=tls)
     address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    (tmp_path / "ca.pem").write_bytes((tmp_path / "ca.pem").read_bytes())
     config = configs["south"].model_copy(
         update={
             "peers": tuple(
@@ -894,8 +899,6 @@ async def test_a_client_that_goes_away_while_values_come(
     graph = graphs.chunk_sums(await north.version())
     lease = await hold(north, graph, *range(8))
     delegation = await ask(north, lease, *range(8))
-    from distributed.client import Client
-
     begun = asyncio.Event()
     real = Client._scatter
     loop = asyncio.get_running_loop()
