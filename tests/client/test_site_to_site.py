@@ -55,7 +55,6 @@ def strangers() -> Iterator[LocalFederation]:
 def fed(trio: LocalFederation) -> Iterator[FederatedClient]:
     with FederatedClient(trio, timeout=30, progress=False) as client:
         yield client
-        client.last_run = None
     nothing_left(trio)
 
 
@@ -134,7 +133,6 @@ def test_more_chunks_than_one_delegation_is_for(fed: FederatedClient) -> None:
     found = (x(fed, "north", "many") - x(fed, "south", "many")).std("time").compute()
     expected = (many(0).x - many(1).x).std("time").compute()
     assert_same(found, expected, rtol=1e-9)
-    # 8 bytes each would come home for less than what their frames take.
     assert exchanged(fed)
 
 
@@ -170,10 +168,6 @@ def test_home_relays_between_strangers(strangers: LocalFederation) -> None:
 # Failures
 
 
-def stop(federation: LocalFederation, site: str) -> None:
-    federation.run(federation.sites[site].server.stop)
-
-
 def test_the_source_stops_before_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     with start_federation(**sites()) as federation:
         real = Peering.pull
@@ -182,7 +176,7 @@ def test_the_source_stops_before_the_pull(monkeypatch: pytest.MonkeyPatch) -> No
         async def pull(self: Peering, peer: str, *arguments: Any, **keywords: Any) -> Any:
             if not stopped:
                 stopped.append(peer)
-                await federation.sites[peer].server.stop()
+                await federation.sites[peer]._server.stop()
             return await real(self, peer, *arguments, **keywords)
 
         monkeypatch.setattr(Peering, "pull", pull)
@@ -245,8 +239,9 @@ def test_a_lease_that_ended_before_the_pull(
 
     monkeypatch.setattr(Peering, "pull", pull)
     with FederatedClient(trio, timeout=20, progress=False) as fed:
+        lazy = (x(fed, "north") - x(fed, "south")).mean("time")
         with pytest.raises(FederatedError) as error:
-            (x(fed, "north") - x(fed, "south")).mean("time").compute()
+            lazy.compute()
     assert error.value.reason is Reason.UNKNOWN_RESULT
     assert "refused" in error.value.message
     del error

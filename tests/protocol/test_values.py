@@ -169,6 +169,10 @@ def test_masked_arrays(shape: tuple[int, ...]) -> None:
     assert decoded.fill_value == 9
 
 
+def test_the_masked_constant_is_itself() -> None:
+    assert round_trip(np.ma.masked) is np.ma.masked
+
+
 def test_masked_array_without_mask_and_structured() -> None:
     assert not round_trip(np.ma.MaskedArray([1, 2])).mask.any()
     array = np.ma.zeros(2, dtype=[("a", "i4"), ("b", "f8")])
@@ -439,7 +443,6 @@ class Own:
             "\ud800",
             ["\ud800"],
             np.empty(3, "V0"),
-            np.ma.masked,
         ),
         *(np.array(["a"], dtype=np.dtypes.StringDType()), np.array([[]], dtype=[]), pd.Series([1])),
         *(functools.partial(print), np.array(["\ud800"], dtype=object)),

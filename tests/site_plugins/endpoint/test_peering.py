@@ -378,20 +378,25 @@ async def lease(north: Caller) -> AsyncIterator[str]:
     await north.read("DELETE", f"/leases/{name}")
 
 
+FIRST = Output(task=0)
+
+
 def use(*held: Held) -> Graph:
     """Takes the first of some held results, which has to be the first operand."""
     return Graph(held=held, templates=(template(Reference()),), blocks=(block(0, 0),))
 
 
-def job(graph: Graph, delegations: dict[str, str]) -> bytes:
-    message = JobSubmission(graph=graph, outputs=(Output(task=0),), delegations=delegations)
+def job(graph: Graph, delegations: dict[str, str], output: Output) -> bytes:
+    message = JobSubmission(graph=graph, outputs=(output,), delegations=delegations)
     return b"".join(map(bytes, encode_frame(message)))
 
 
-async def run(caller: Caller, graph: Graph, delegations: dict[str, str]) -> tuple[Any, Any]:
+async def run(
+    caller: Caller, graph: Graph, delegations: dict[str, str], output: Output = FIRST
+) -> tuple[Any, Any]:
     """Run a job: its result and its last event; None and the failure where it is not admitted."""
     value = last = None
-    async with caller.request("POST", "/jobs", data=job(graph, delegations)) as response:
+    async with caller.request("POST", "/jobs", data=job(graph, delegations, output)) as response:
         body = await response.read()
         if response.status != 200:
             return None, msgspec.json.decode(body, type=Failure)
@@ -912,7 +917,7 @@ async def test_a_client_that_goes_away_while_values_come(
 
     monkeypatch.setattr(Client, "_scatter", slow)
     held = tuple(Held(lease, n, "north") for n in range(8))
-    body = job(use(*held), {delegation_key(lease, 0): delegation})
+    body = job(use(*held), {delegation_key(lease, 0): delegation}, FIRST)
     task = asyncio.create_task(south.read("POST", "/jobs", data=body))
     await begun.wait()
     await asyncio.sleep(moment)
@@ -935,14 +940,8 @@ async def test_pulled_values_last_as_long_as_they_are_used(north: Caller, south:
         templates=(total,),
         blocks=(block(0, 0, 1), block(0, 2, 3), block(0, 4, 5)),
     )
-    message = JobSubmission(
-        graph=graph,
-        outputs=(Output(task=2, release=False, hold=True),),
-        delegations={delegation_key(lease, 0): delegation},
-    )
-    last = None
-    async for last, _ in south.events(b"".join(map(bytes, encode_frame(message)))):
-        pass
+    output = Output(task=2, release=False, hold=True)
+    _, last = await run(south, graph, {delegation_key(lease, 0): delegation}, output)
     assert isinstance(last, Finished), last
     await north.read("DELETE", f"/leases/{lease}")
     value, _ = await run(south, use(Held(str(last.lease), 0)), {})
