@@ -91,9 +91,7 @@ def write(path: Path) -> None:
         },
         name="air",
     )
-    air.to_dataset().to_zarr(
-        path, zarr_format=2, encoding={"air": {"chunks": (CHUNK, *SHAPE[1:])}}
-    )
+    air.to_dataset().to_zarr(path, zarr_format=2, encoding={"air": {"chunks": (CHUNK, *SHAPE[1:])}})
 
 
 @contextmanager

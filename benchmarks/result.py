@@ -19,7 +19,11 @@ class Result:
 
     @property
     def value_text(self) -> str:
-        return f"{self.value:,.3g}{self.unit}" if self.value < 1000 else f"{self.value:,.0f}{self.unit}"
+        return (
+            f"{self.value:,.3g}{self.unit}"
+            if self.value < 1000
+            else f"{self.value:,.0f}{self.unit}"
+        )
 
     @property
     def target_text(self) -> str:

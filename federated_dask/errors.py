@@ -86,8 +86,12 @@ class FederatedError(Exception):
 
     Examples
     --------
-    >>> error = NotFound("No dataset 'a1c'.", reason=Reason.UNKNOWN_DATASET, site="north",
-    ...                  hint="fed.datasets lists what is there.")
+    >>> error = NotFound(
+    ...     "No dataset 'a1c'.",
+    ...     reason=Reason.UNKNOWN_DATASET,
+    ...     site="north",
+    ...     hint="fed.datasets lists what is there.",
+    ... )
     >>> print(error)
     [north] No dataset 'a1c'. fed.datasets lists what is there. (unknown_dataset)
     """

@@ -330,8 +330,10 @@ def public_key_of(private_key: Path) -> bytes:
     ConfigurationError
         If the key cannot be used.
     """
-    return _load(private_key).public_key().public_bytes(
-        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    return (
+        _load(private_key)
+        .public_key()
+        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     )
 
 

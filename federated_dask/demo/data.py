@@ -72,8 +72,21 @@ def prepare(dataset: DemoDataset, folder: Path) -> Path:
     with xr.open_dataset(dataset.original, decode_timedelta=False) as opened:
         for variable in opened.variables.values():
             # Chunks and filters of NetCDF mean nothing to Zarr.
-            for key in ("chunksizes", "contiguous", "original_shape", "source", "szip", "zstd",
-                        "bzip2", "blosc", "shuffle", "complevel", "fletcher32", "zlib", "dtype"):
+            for key in (
+                "chunksizes",
+                "contiguous",
+                "original_shape",
+                "source",
+                "szip",
+                "zstd",
+                "bzip2",
+                "blosc",
+                "shuffle",
+                "complevel",
+                "fletcher32",
+                "zlib",
+                "dtype",
+            ):
                 variable.encoding.pop(key, None)
         encoding = {
             name: {"chunks": (min(STEPS_PER_CHUNK, variable.shape[0]), *variable.shape[1:])}

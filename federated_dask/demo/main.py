@@ -176,9 +176,7 @@ def _conclude(console: Console, outcomes: Sequence[Outcome], picture: Path) -> N
     console.print("Go on: `federated-dask demo --keep` leaves the sites up for you to use.")
 
 
-def _report(
-    outcomes: Sequence[Outcome], federation: Federation, picture: Path
-) -> dict[str, Any]:
+def _report(outcomes: Sequence[Outcome], federation: Federation, picture: Path) -> dict[str, Any]:
     predicted: Counter[tuple[str, str]] = Counter()
     actual: Counter[tuple[str, str]] = Counter()
     for each in outcomes:

@@ -150,8 +150,10 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C is for the demo, which ends the sites in
         # order; should it die instead, their standard input ends and so do they.
         return subprocess.Popen(
-            [*COMMAND, "site", "serve", str(folder / "site.toml")]
-            + ["--ready-file", str(ready), "--until-stdin-closes"],
+            [
+                *(*COMMAND, "site", "serve", str(folder / "site.toml")),
+                *("--ready-file", str(ready), "--until-stdin-closes"),
+            ],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

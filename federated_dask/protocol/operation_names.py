@@ -129,7 +129,7 @@ NAMES: dict[str, str] = {
         _simple_combine reindex_intermediates
     """,
 }
-"""Module to the names taken from it. A name that a library version lacks is left out of the table."""
+"""Module to the names taken from it; a name that a library version lacks is left out."""
 
 UFUNC_METHODS = {"accumulate": 3, "outer": 2}
 """Methods of ufuncs that are operations, and how many arguments they take before ``out``."""

@@ -33,7 +33,7 @@ def components() -> dict[str, Any]:
     """Schemas of the messages that cross as JSON."""
     _, schemas = msgspec.json.schema_components(
         [Catalogue, DelegationReply, DelegationRequest, Failure, SiteDescription],
-        ref_template=SCHEMA + "{name}"
+        ref_template=SCHEMA + "{name}",
     )
     return schemas
 
