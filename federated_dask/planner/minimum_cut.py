@@ -114,11 +114,11 @@ def assign(
     for _ in range(MAX_ROUNDS):
         improved = False
         for place in candidates:
-            moved = _expand(values, current, allowed, cost, place)
+            moved = _expand(values, current, allowed, cost, place, best)
             total = moved_cost(values, moved, cost)
             if total < best * (1 - 1e-9) - 1e-9:
                 current, best, improved = moved, total, True
-        if not improved or len(candidates) <= 2:
+        if not improved:
             break
     return current
 
@@ -142,9 +142,15 @@ class _Network:
             self.ends.append(end)
             self.capacities.append(capacity)
 
-    def kept(self) -> np.ndarray:
-        """Say of every node whether a minimum cut leaves it on the side of node 0."""
+    def kept(self, most: float) -> np.ndarray:
+        """Say of every node whether a minimum cut leaves it on the side of node 0.
+
+        `most` is what some cut costs: what is dearer is never cut, and as dear as
+        that is dear enough.  So a few huge values do not drown all others in the
+        rounding.
+        """
         capacities = np.array(self.capacities)
+        capacities[capacities > most] = np.inf
         finite = np.isfinite(capacities)
         scale = CAPACITY_SUM / max(capacities[finite].sum(), 1.0)
         scaled = np.where(finite, np.maximum(1, np.rint(capacities * min(scale, 1024.0))), 0)
@@ -168,8 +174,9 @@ def _expand(
     allowed: Sequence[frozenset[Hashable]],
     cost: Cost,
     target: Hashable,
+    best: float,
 ) -> list[Hashable]:
-    """Find the best set of items to change to `target`."""
+    """Find the best set of items to change to `target`; `best` is what all cost now."""
     network = _Network()
     nodes: dict[int, int] = {}
     for item, place in enumerate(current):
@@ -183,7 +190,7 @@ def _expand(
         _add_value(network, value, current, nodes, cost, target)
     if network.size == 2:
         return list(current)
-    kept = network.kept()
+    kept = network.kept(best * (1 + 1e-9))
     return [
         target if node > 1 and not kept[node] else place
         for place, node in ((place, nodes[item]) for item, place in enumerate(current))

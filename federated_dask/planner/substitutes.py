@@ -137,7 +137,11 @@ def _enforced(*arguments: Any, **keywords: Any) -> Replacement:
 def _with_extra_keywords(
     function: Any, names: Any, *arguments: Any, **keywords: Any
 ) -> Replacement:
-    extra = [_plain(name) for name in _sequence(names)]
+    try:
+        extra = [_plain(name) for name in _sequence(names)]
+    except CannotSubstitute:
+        # Inside of a fused task the names have a name; the rules know this function, too.
+        return None
     if not all(isinstance(name, str) for name in extra):
         return None
     forwarded = dict(zip(extra, arguments, strict=False))

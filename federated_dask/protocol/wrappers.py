@@ -319,7 +319,7 @@ def with_items(array: Any, values: Any, indices: Sequence[Any]) -> Any:
 
     Parameters
     ----------
-    array : ndarray or numpy scalar
+    array : ndarray, numpy scalar or sparse array
         The array; stays as it is.
     values : ndarray
         What is put there.
@@ -341,7 +341,8 @@ def with_items(array: Any, values: Any, indices: Sequence[Any]) -> Any:
     array([0., 5., 5.])
     """
     from dask.array.slicing import setitem
+    from scipy import sparse
 
-    if not isinstance(array, np.ndarray | np.generic):
+    if not isinstance(array, np.ndarray | np.generic) and not sparse.issparse(array):
         raise TypeError("items are put into a copy of an array only")
     return setitem(array, values, list(indices))

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from federated_dask import FederatedClient
 from federated_dask.errors import FederatedError, Reason, SiteUnavailable
 from site_plugins import LocalFederation
 from site_plugins.endpoint.peering import Peering
+from site_plugins.endpoint.server import EndpointServer
 from tests.client.sites import Inside, assert_same, start_federation, wide
 
 SITES = ("north", "south", "ocean")
@@ -169,6 +171,14 @@ def test_home_relays_between_strangers(strangers: LocalFederation) -> None:
 
 
 def test_the_source_stops_before_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = {}
+
+    class Recorded(EndpointServer):
+        async def start(self) -> None:
+            await super().start()
+            servers[self.port] = self
+
+    monkeypatch.setattr("site_plugins.serve.EndpointServer", Recorded)
     with start_federation(**sites()) as federation:
         real = Peering.pull
         stopped = []
@@ -176,7 +186,7 @@ def test_the_source_stops_before_the_pull(monkeypatch: pytest.MonkeyPatch) -> No
         async def pull(self: Peering, peer: str, *arguments: Any, **keywords: Any) -> Any:
             if not stopped:
                 stopped.append(peer)
-                await federation.sites[peer]._server.stop()
+                await servers[urlsplit(federation.addresses[peer]).port].stop()
             return await real(self, peer, *arguments, **keywords)
 
         monkeypatch.setattr(Peering, "pull", pull)
