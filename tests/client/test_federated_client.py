@@ -127,7 +127,7 @@ class TestShowing:
         for part in ("north", "south", "home", "downloading the inputs instead", "Not at its data"):
             assert part in text
             assert part in html
-        assert "1 × add: needs data of north and south together" in text
+        assert "1 × add: it needs data of north and south together" in text
         assert "&" not in text
 
     def test_run(self, fed: FederatedClient) -> None:
