@@ -339,6 +339,9 @@ max_lifetime = "90d"
 # buffer_bytes = "512MiB"
 # tasks = 1000000
 # version_check_seconds = 2.0       # how often to look whether a dataset changed
-# lease_seconds = 3600              # how long results are held for a client
+# lease_seconds = 3600              # how long results are held for a client that is silent
+# longest_lease_seconds = "24h"     # how long they are held at the longest
+# leases_per_owner = 500            # how many sets of held results one person may have
+# held_bytes_per_owner = "16GiB"    # and how large; by default a quarter of the workers' memory
 # heartbeat_seconds = 5             # how often a running job says that it is alive
 """

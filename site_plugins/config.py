@@ -246,6 +246,11 @@ class LimitsSection(Section):
     outputs: Count = _CAPS.outputs
     version_check_seconds: Duration = 2.0
     lease_seconds: Duration = 3600.0
+    longest_lease_seconds: Duration = DAY
+    """End of a lease, however often it is renewed."""
+    leases_per_owner: Count = 500
+    held_bytes_per_owner: Bytes | None = None
+    """By default a quarter of the memory of all workers."""
     heartbeat_seconds: Duration = 5.0
 
     def protocol(self) -> Limits:

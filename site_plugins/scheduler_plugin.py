@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from distributed.protocol.serialize import ToPickle
 from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
 
+from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.messages import Peer
 from site_plugins.config import SiteConfig
 from site_plugins.datasets import StoredDataset
@@ -55,6 +57,8 @@ READ_TOPIC = "federated-read"
 LIBRARIES = ("dask", "distributed", "numpy", "xarray", "pandas", "flox", "zarr", "federated-dask")
 CHECK_SECONDS = 1.0
 MOST_ACCOUNTS = 10_000
+HELD_PART = 0.25
+"""Part of the workers' memory that one owner's leases may take, where the site says nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,15 @@ class _Lease:
     outputs: dict[int, LeasedOutput]
     seconds: float
     end: float
+    last_end: float
+    """Whatever it is used for, it does not last longer."""
+    nbytes: int
+
+    def renew(self) -> float:
+        """Begin its time anew; tell how long it lasts now."""
+        now = time.monotonic()
+        self.end = min(now + self.seconds, self.last_end)
+        return max(0.0, self.end - now)
 
 
 class SitePlugin(SchedulerPlugin):
@@ -114,6 +127,13 @@ class SitePlugin(SchedulerPlugin):
         The other sites of the federation.
     lease_seconds : float, optional
         Longest time that a lease lasts without being used.
+    longest_lease_seconds : float, optional
+        Longest time that a lease lasts at all.
+    leases_per_owner : int, optional
+        How many leases one owner may have at a time.
+    held_bytes_per_owner : int, optional
+        How many bytes they may hold together; by default a quarter of the
+        memory of all workers.
 
     Examples
     --------
@@ -134,12 +154,18 @@ class SitePlugin(SchedulerPlugin):
         datasets: Iterable[StoredDataset] = (),
         peers: Iterable[Peer] = (),
         lease_seconds: float = 3600.0,
+        longest_lease_seconds: float = 86_400.0,
+        leases_per_owner: int = 500,
+        held_bytes_per_owner: int | None = None,
     ) -> None:
         self.site = site
         self.title = title
         self.datasets = {dataset.name: dataset for dataset in datasets}
         self.peers = tuple(peers)
         self.lease_seconds = lease_seconds
+        self.longest_lease_seconds = longest_lease_seconds
+        self.leases_per_owner = leases_per_owner
+        self.held_bytes_per_owner = held_bytes_per_owner
         self._scheduler: Scheduler | None = None
         self._leases: dict[str, _Lease] = {}
         self._accounts: OrderedDict[str, JobAccount] = OrderedDict()
@@ -160,6 +186,9 @@ class SitePlugin(SchedulerPlugin):
                 for peer in config.peers
             ],
             lease_seconds=config.limits.lease_seconds,
+            longest_lease_seconds=config.limits.longest_lease_seconds,
+            leases_per_owner=config.limits.leases_per_owner,
+            held_bytes_per_owner=config.limits.held_bytes_per_owner,
         )
 
     async def start(self, scheduler: Scheduler) -> None:
@@ -171,6 +200,7 @@ class SitePlugin(SchedulerPlugin):
             self.federated_unpublish,
             self.federated_hold,
             self.federated_held,
+            self.federated_renew,
             self.federated_release,
             self.federated_release_all,
             self.federated_account,
@@ -221,7 +251,7 @@ class SitePlugin(SchedulerPlugin):
 
     def federated_hold(
         self, lease: str, owner: str, outputs: dict[int, LeasedOutput], seconds: float | None = None
-    ) -> bool:
+    ) -> Any:
         """Keep results until the lease is released or was not used for a time.
 
         Parameters
@@ -237,28 +267,74 @@ class SitePlugin(SchedulerPlugin):
 
         Returns
         -------
-        bool
-            False, and nothing is held, where the scheduler does not know a key.
+        float or RequestRefused or None
+            Seconds after which it ends, unless it is used or renewed before.
+            Nothing is held where that would be more than the owner may hold (the
+            error, returned: raised, Dask would log it with a traceback), or where
+            the scheduler does not know a key (None).
         """
         scheduler = self._known_scheduler()
         outputs = unwrapped(outputs)
         keys = [output.key for output in outputs.values()]
         if lease in self._leases or any(key not in scheduler.tasks for key in keys):
-            return False
+            return None
+        nbytes = sum(scheduler.tasks[key].get_nbytes() for key in set(keys))
+        if (refusal := self._refusal(owner, nbytes)) is not None:
+            return ToPickle(refusal)
         seconds = min(self.lease_seconds, self.lease_seconds if seconds is None else seconds)
         scheduler.client_desires_keys(keys, _holder(lease))
+        now = time.monotonic()
         self._leases[lease] = _Lease(
-            owner=owner, outputs=outputs, seconds=seconds, end=time.monotonic() + seconds
+            owner=owner,
+            outputs=outputs,
+            seconds=seconds,
+            end=now,
+            last_end=now + self.longest_lease_seconds,
+            nbytes=nbytes,
         )
-        return True
+        return self._leases[lease].renew()
+
+    def _refusal(self, owner: str, nbytes: int) -> RequestRefused | None:
+        """Tell why an owner may not hold so much more, or None."""
+        own = [lease for lease in self._leases.values() if lease.owner == owner]
+        hint = "Let go of persisted collections (`del`), or persist() less: reduced, or in parts."
+        if len(own) >= self.leases_per_owner:
+            return RequestRefused(
+                f"You have {len(own)} sets of held results; this site holds "
+                f"{self.leases_per_owner} for one person.",
+                reason=Reason.LIMIT_EXCEEDED,
+                hint=hint,
+            )
+        held = sum(lease.nbytes for lease in own) + nbytes
+        if held > (limit := self._held_limit()):
+            return RequestRefused(
+                f"Your held results would take {held:,} bytes; this site holds {limit:,} for one "
+                "person.",
+                reason=Reason.LIMIT_EXCEEDED,
+                hint=hint,
+            )
+        return None
+
+    def _held_limit(self) -> float:
+        if self.held_bytes_per_owner is not None:
+            return self.held_bytes_per_owner
+        workers = self._known_scheduler().workers.values()
+        memory = sum(worker.memory_limit or 0 for worker in workers)
+        # Without a limit of memory, the workers' operator does not mind.
+        return int(memory * HELD_PART) or math.inf
 
     def federated_held(self, lease: str, owner: str) -> Any:
         """Tell the outputs of a lease, or None where the owner has no such lease; renew it."""
         found = self._leases.get(lease)
         if found is None or found.owner != owner:
             return None
-        found.end = time.monotonic() + found.seconds
+        found.renew()
         return ToPickle(found.outputs)
+
+    def federated_renew(self, lease: str, owner: str) -> float | None:
+        """Renew a lease; tell the seconds that it lasts now, or None where there is none such."""
+        found = self._leases.get(lease)
+        return None if found is None or found.owner != owner else found.renew()
 
     def federated_release(self, lease: str, owner: str) -> bool:
         """End a lease; tell whether the owner had it."""

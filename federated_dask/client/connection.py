@@ -44,6 +44,7 @@ from federated_dask.protocol.messages import (
     Failure,
     Finished,
     JobSubmission,
+    LeaseTerms,
     Result,
     SiteDescription,
 )
@@ -345,6 +346,11 @@ class SiteConnection:
         path = f"/leases/{_quoted(lease)}/delegations"
         async with self._open("POST", path, JSON, body=body) as reply:
             return (await reply.json(DelegationReply)).delegation
+
+    async def renew(self, lease: str) -> float:
+        """Have the site hold a lease for longer; give the seconds that it lasts now."""
+        async with self._open("POST", f"/leases/{_quoted(lease)}", JSON) as reply:
+            return (await reply.json(LeaseTerms)).lease_seconds
 
     async def release(self, lease: str) -> None:
         """Let the site drop what it holds under a lease."""

@@ -28,11 +28,11 @@ from xarray.core import indexing
 from federated_dask.client import loop
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.indexes import Index, expand
+from federated_dask.client.results import announced_limit, decode_result
 from federated_dask.errors import FederatedError, Reason, RequestRefused
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.messages import DatasetDescription, VariableDescription
-from federated_dask.protocol.values import decode_value
 
 __all__ = [
     "FederatedBackendArray",
@@ -405,7 +405,9 @@ def _variable(
     described = description.variables[name]
     remote = _remote(connection, description, name, described)
     if values is None and described.value is not None:
-        values = _checked(np.asarray(decode_value(described.value, buffers)), remote, remote.shape)
+        limit = announced_limit(0)
+        value = decode_result(described.value, buffers, None, connection.name, limit)
+        values = _checked(np.asarray(value), remote, remote.shape)
     attributes, encoding = described.attributes, _encoding(described)
     if values is not None:
         return _StoredVariable(described.dimensions, values, attributes, encoding)

@@ -21,11 +21,13 @@ from federated_dask.client.connection import SiteConnection
 from federated_dask.client.held import HeldValue, Lease
 from federated_dask.client.link_counter import LinkCounter, count_links
 from federated_dask.client.remote_errors import task_error
+from federated_dask.client.results import announced_limit, check_result, decode_result, misbehaved
 from federated_dask.client.run_record import Link, RunRecord, SiteRun
 from federated_dask.errors import Reason, SiteUnavailable
 from federated_dask.planner.graph import Key, home_graph
 from federated_dask.planner.origins import derivations
 from federated_dask.planner.plan import Job, Plan
+from federated_dask.planner.sizes import is_stated_exactly
 from federated_dask.planner.sources import HOME, HeldReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.messages import (
@@ -36,7 +38,6 @@ from federated_dask.protocol.messages import (
     Result,
     delegation_key,
 )
-from federated_dask.protocol.values import decode_value
 
 __all__ = ["HomeCluster", "ProgressReport", "execute"]
 
@@ -168,7 +169,8 @@ class _Run:
         if delegations:
             submission = msgspec.structs.replace(submission, delegations=delegations)
         connection = self.connections[job.site]
-        outputs = job.outputs
+        released = set(job.released)
+        expected = {number: p for number, p in enumerate(job.outputs) if p in released}
         site = self.sites[job.site]
         async with contextlib.aclosing(connection.submit(submission, buffers)) as events:
             async for event, received in events:
@@ -179,8 +181,14 @@ class _Run:
                     case Progress():
                         self.report.update(job.site, event.done, event.total)
                     case Result():
-                        value = decode_value(event.value, received, self.plan.table)
-                        self.values[outputs[event.output]] = value
+                        if event.output not in expected:
+                            raise misbehaved(
+                                job.site,
+                                f"The site sent a result {event.output}, which it was "
+                                "not asked for, or twice.",
+                            )
+                        position = expected.pop(event.output)
+                        self.values[position] = self.checked(job.site, position, event, received)
                     case Failure():
                         raise task_error(event)
                     case Finished():
@@ -188,15 +196,21 @@ class _Run:
                         site.read_bytes += event.read_bytes
                         for peer, size in event.pulled_bytes.items():
                             self.exchanged[peer, job.site] += size
-                        self.take_lease(job, connection, event.lease)
-        missing = [position for position in job.released if position not in self.values]
-        if missing:
-            raise SiteUnavailable(
-                f"The site finished without {len(missing)} of {len(job.released)} results.",
-                reason=Reason.INTERNAL,
-                site=job.site,
-                hint="Report this to the site's operator.",
+                        self.take_lease(job, connection, event)
+        if expected:
+            raise misbehaved(
+                job.site,
+                f"The site finished without {len(expected)} of {len(job.released)} results.",
             )
+
+    def checked(self, site: str, position: int, event: Result, received: list[bytearray]) -> Any:
+        """Decode a result; refuse what the plan knows to be wrong."""
+        task = self.plan.graph.tasks[position]
+        limit = announced_limit(self.plan.sizes[position])
+        value = decode_result(event.value, received, self.plan.table, site, limit)
+        if is_stated_exactly(task):
+            check_result(value, task, site)
+        return value
 
     def pulled(self, position: int, site: str) -> wire.Held:
         """Name a result that a peer of the receiving site holds."""
@@ -216,10 +230,11 @@ class _Run:
             }
         return {key: task.result() for key, task in asked.items()}
 
-    def take_lease(self, job: Job, connection: SiteConnection, name: str | None) -> None:
+    def take_lease(self, job: Job, connection: SiteConnection, finished: Finished) -> None:
+        name = finished.lease
         if name is None:
             return
-        lease = Lease(connection, name)
+        lease = Lease(connection, name, finished.lease_seconds)
         number = {position: output for output, position in enumerate(job.outputs)}
         for position in job.held:
             self.held[position] = wire.Held(name, number[position]), lease

@@ -21,6 +21,7 @@ from dask.core import flatten
 from federated_dask.client import loop, takeover
 from federated_dask.client.addresses import check_token, named_addresses
 from federated_dask.client.catalogue import Datasets, Sites
+from federated_dask.client.collector import without_collection
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.execution import HomeCluster, execute
 from federated_dask.client.finding import SiteFinder
@@ -70,7 +71,8 @@ class FederatedClient:
     token : str or mapping of str to str, optional
         One bearer token for all sites, peers included; or a token per site, by
         name or address.  Tokens by name go only to addresses given here, tokens
-        by address also to peers that are discovered there.
+        by address also to peers that are discovered there.  A peer for which the
+        given sites state different addresses is not connected to.
     verify : bool, str or Path, default True
         True for the system's certificate authorities, or a PEM file of the only
         ones to trust.
@@ -430,7 +432,9 @@ class FederatedClient:
         return Explanation(self._plan(expression, list(flatten(expression.__dask_keys__()))))
 
     def _plan(self, expression: Any, keys: Iterable[Key], hold: bool = False) -> Plan:
-        return make_plan(expression, keys, self._facts, self._table, hold=hold)
+        return without_collection(
+            lambda: make_plan(expression, keys, self._facts, self._table, hold=hold)
+        )
 
     async def _execute(
         self, plan: Plan, report: ProgressBars | None = None, timeout: float | None = None

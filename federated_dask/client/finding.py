@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from federated_dask.client.addresses import check_name
 from federated_dask.client.catalogue import Site
 from federated_dask.client.connection import SiteConnection
-from federated_dask.errors import FederatedError, NotAuthenticated
+from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
 from federated_dask.protocol.messages import Catalogue, SiteDescription
 
 __all__ = ["Reached", "SiteFinder"]
@@ -22,6 +22,11 @@ Reached: TypeAlias = tuple[Site, Catalogue]
 
 class SiteFinder:
     """Reaches sites and keeps the connections to them.
+
+    What a given site says of its peers decides where tokens go: one token for all
+    sites, or a token by address, is sent to a peer's address as soon as one given
+    site names it.  Where given sites name different addresses for the same peer,
+    none of them is connected to, and the peer is listed with the reason.
 
     Parameters
     ----------
@@ -67,13 +72,12 @@ class SiteFinder:
             ]
         given = [task.result() for task in asked]
         known = {site.name for site, _ in given}
-        peers = {
-            peer.name: peer.address
-            for site, _ in given
-            if site.description is not None
-            for peer in site.description.peers
-            if peer.name not in known
-        }
+        peers: dict[str, dict[str, list[str]]] = {}
+        for site, _ in given:
+            for peer in site.description.peers if site.description is not None else ():
+                if peer.name not in known:
+                    stated = peers.setdefault(peer.name, {})
+                    stated.setdefault(peer.address.rstrip("/"), []).append(site.name)
         async with asyncio.TaskGroup() as group:
             found = [group.create_task(self._reach_peer(*peer)) for peer in peers.items()]
         return given, [task.result() for task in found]
@@ -106,8 +110,15 @@ class SiteFinder:
         finally:
             await anonymous.close()
 
-    async def _reach_peer(self, name: str, address: str) -> Reached:
-        address = address.rstrip("/")
+    async def _reach_peer(self, name: str, stated: Mapping[str, Sequence[str]]) -> Reached:
+        """Reach a peer; `stated` holds its address, with the sites that say so."""
+        address, *others = stated
+        if others:
+            # One of them may have been made up to collect tokens; nobody here knows which.
+            if (known := self.connections.pop(name, None)) is not None:
+                await known.close()
+            error = _conflict(name, stated)
+            return Site(name, address, error=error), Catalogue(site=name, datasets=())
         try:
             return await self._reach(name, address, given=False)
         except FederatedError as error:
@@ -131,6 +142,15 @@ class SiteFinder:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(connection.close() for connection in self.connections.values()))
+
+
+def _conflict(name: str, stated: Mapping[str, Sequence[str]]) -> ConfigurationError:
+    said = "; ".join(f"{' and '.join(sites)}: {address}" for address, sites in stated.items())
+    return ConfigurationError(
+        f"Its peers state different addresses for it ({said}).",
+        site=name,
+        hint=f"Give its address yourself: FederatedClient({{{name!r}: 'https://…', …}}).",
+    )
 
 
 class _first_error:  # noqa: N801

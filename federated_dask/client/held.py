@@ -1,9 +1,18 @@
-"""Results that stay at a site: what `persist` puts into a graph."""
+"""Results that stay at a site: what `persist` puts into a graph.
+
+A lease lasts as long as something in this process refers to it: until then it is
+renewed, well before it ends, by timers of the background loop::
+
+    Lease ── seconds / 3 ──► POST /leases/{lease} ── seconds / 3 ──► …
+      │ nothing refers to it any more
+      └────────────────────► DELETE /leases/{lease}
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import weakref
 from typing import Any
 
@@ -11,24 +20,89 @@ from dask._task_spec import Task
 
 from federated_dask.client import loop
 from federated_dask.client.connection import SiteConnection
-from federated_dask.errors import FederatedError
+from federated_dask.client.results import decode_result
+from federated_dask.errors import FederatedError, NotFound
 from federated_dask.planner.graph import Key
 from federated_dask.planner.sources import HeldReference
 from federated_dask.protocol.operations import operation_table
-from federated_dask.protocol.values import decode_value
 
 __all__ = ["HeldValue", "Lease", "held_task"]
 
 RELEASE_SECONDS = 10.0
+RENEW_SECONDS = 30.0
+RENEWALS = 3
+"""Renewals in the time that a lease lasts, so that one or two may fail."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.25, 3600.0
+"""Seconds between two renewals, whatever a site says."""
 
 
 class Lease:
-    """A lease at a site, let go of when nothing in this process refers to it any more."""
+    """A lease at a site.
 
-    def __init__(self, connection: SiteConnection, name: str) -> None:
+    It is renewed as long as something in this process refers to it, and let go
+    of after that.
+
+    Parameters
+    ----------
+    connection : SiteConnection
+        The site.
+    name : str
+        The lease.
+    seconds : float, optional
+        How long it lasts unless it is renewed; None where the site does not tell.
+    """
+
+    def __init__(self, connection: SiteConnection, name: str, seconds: float | None = None) -> None:
         self.connection = connection
         self.name = name
         weakref.finalize(self, _release_later, connection, name)
+        if seconds is not None:
+            _renew_later(weakref.ref(self), seconds)
+
+
+_renewals: set[asyncio.Task[None]] = set()
+
+
+def _renew_later(lease: weakref.ref[Lease], seconds: float) -> None:
+    # In this order, what is no number (NaN) becomes the shortest pause.
+    pause = min(LONGEST_PAUSE, max(SHORTEST_PAUSE, seconds / RENEWALS))
+    with contextlib.suppress(RuntimeError):
+        background = loop.background_loop()
+        # A timer, not a task that sleeps: the process's end waits for tasks.  In a context of
+        # its own, since renewing is not part of the compute that began the lease.
+        background.call_soon_threadsafe(
+            background.call_later,
+            pause,
+            _start_renewal,
+            lease,
+            seconds,
+            context=contextvars.Context(),
+        )
+
+
+def _start_renewal(reference: weakref.ref[Lease], seconds: float) -> None:
+    lease = reference()
+    if lease is None:
+        return
+    renewal = asyncio.get_running_loop().create_task(
+        _renew(reference, lease.connection, lease.name, seconds)
+    )
+    # The loop itself keeps no more than a weak reference.
+    _renewals.add(renewal)
+    renewal.add_done_callback(_renewals.discard)
+
+
+async def _renew(
+    reference: weakref.ref[Lease], connection: SiteConnection, name: str, seconds: float
+) -> None:
+    try:
+        async with asyncio.timeout(RENEW_SECONDS):
+            seconds = await connection.renew(name)
+    except NotFound:
+        return  # It has ended; who uses it is told what to do.
+    except (FederatedError, TimeoutError):
+        pass  # There is time for another try.
+    _renew_later(reference, seconds)
 
 
 def _release_later(connection: SiteConnection, name: str) -> None:
@@ -68,7 +142,9 @@ class HeldValue:
         result, buffers = loop.sync(
             self.lease.connection.fetch_held(self.source.lease, self.source.output)
         )
-        return decode_value(result.value, buffers, operation_table())
+        connection = self.lease.connection
+        limit = connection.parameters.limits.buffer_bytes
+        return decode_result(result.value, buffers, operation_table(), connection.name, limit)
 
 
 def fetch_held(held: HeldValue) -> Any:

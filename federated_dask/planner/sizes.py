@@ -27,7 +27,7 @@ from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.operation_names import READS
 
-__all__ = ["estimate_sizes", "read_bytes"]
+__all__ = ["estimate_sizes", "is_stated_exactly", "read_bytes"]
 
 _REDUCTIONS = "dask.array.reductions."
 
@@ -67,6 +67,26 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
             reading = found or readings.setdefault(id(template), _Reading.of(task.program))
         sizes.append(_estimate(task, reading, graph, sizes))
     return sizes
+
+
+def is_stated_exactly(task: PlanTask) -> bool:
+    """Say whether a task's result has the shape and dtype that its collection states.
+
+    Not so for partials of reductions.  Where in doubt, it is not.
+    """
+    program = task.program
+    if task.shape is None or program is None:
+        return False
+    call = last_call(program)
+    if call is None:
+        # What is held already; other values that are no array have no shape.
+        return isinstance(program.template.steps[-1], wire.Reference)
+    name = operation_name(call.function)
+    if name is None or keyword(call, "keepdims") is True:
+        return False
+    if name.startswith(_REDUCTIONS) and name.endswith(("_chunk", "_combine")):
+        return False
+    return not any(used.startswith("flox.") for used in uses(call.function))
 
 
 @dataclass(frozen=True, slots=True)

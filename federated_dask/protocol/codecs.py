@@ -57,7 +57,8 @@ def from_fields(name: str, fields: dict[str, Any]) -> Any:
         raise RequestRefused(f"No codec {name[:64]!r}.", reason=Reason.MALFORMED)
     try:
         return codec.from_fields(fields)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Libraries raise whatever they like for fields that they were never meant to get.
         raise RequestRefused(
             f"The fields of a {codec.name} do not fit.", reason=Reason.MALFORMED
         ) from error
@@ -219,6 +220,8 @@ def _compressed(name: str, cls: type) -> Codec:
         for part, kinds in zip(parts, ("biufc", "i", "i"), strict=True):
             if type(part) is not np.ndarray or part.ndim != 1 or part.dtype.kind not in kinds:
                 raise ValueError("a part of a sparse array is no row of numbers")
+            if part.size > 1 and part.strides[0] == 0:
+                raise ValueError("a part of a sparse array repeats itself")
         if type(fields["shape"]) is not tuple or len(fields["shape"]) != 2:
             raise ValueError("a sparse array has two dimensions")
         instance = cls(parts, shape=fields["shape"])

@@ -19,18 +19,25 @@ made over them need no further copy.
 from __future__ import annotations
 
 import functools
-import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
+import numpy as np
 
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol._zstd import ZstdDecompressor, ZstdError, compress
 from federated_dask.protocol.limits import Limits
 
-__all__ = ["Buffer", "Frame", "FrameDecoder", "decode_message", "encode_frame"]
+__all__ = [
+    "Buffer",
+    "Frame",
+    "FrameDecoder",
+    "StoredFrame",
+    "decode_message",
+    "encode_frame",
+]
 
 T = TypeVar("T")
 
@@ -57,6 +64,30 @@ class Frame(msgspec.Struct, frozen=True):
 
     message: msgspec.Raw
     buffers: list[bytearray]
+
+
+class StoredFrame(msgspec.Struct, frozen=True):
+    """One received frame as it came: a header and buffers that may still be compressed."""
+
+    header: bytearray
+    header_size: int
+    buffers: list[bytearray]
+    sizes: np.ndarray
+    """Bytes of each buffer on the wire and decompressed, shape (buffers, 2), int64."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes once decompressed."""
+        return self.header_size + int(self.sizes[:, 1].sum())
+
+    def decompressed(self) -> Frame:
+        """Decompress the frame; empties its `buffers` meanwhile, so that nothing is held twice."""
+        header = _parsed(_decompressed(self.header, self.header_size))
+        buffers = []
+        self.buffers.reverse()
+        for size in self.sizes[:, 1].tolist():
+            buffers.append(_decompressed(self.buffers.pop(), size))
+        return Frame(header.message, buffers)
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
@@ -145,12 +176,21 @@ class FrameDecoder:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._pending = bytearray()
-        self._header: _Header | None = None
+        self._header: bytearray | None = None
+        self._header_size = 0
+        self._sizes = np.empty((0, 2), np.int64)
         self._buffers: list[bytearray] = []
         self._current = bytearray()
 
     def feed(self, data: Buffer) -> list[Frame]:
         """Take bytes as they arrived; return the frames that are now whole."""
+        return [frame.decompressed() for frame in self.feed_stored(data)]
+
+    def feed_stored(self, data: Buffer) -> list[StoredFrame]:
+        """Take bytes as they arrived; return the frames that are now whole, as they came.
+
+        Until a frame is whole, no more of it is kept than what came.
+        """
         return list(self._frames(memoryview(data).cast("B")))
 
     def close(self) -> None:
@@ -158,16 +198,16 @@ class FrameDecoder:
         if self._pending or self._header is not None:
             raise RequestRefused("The stream ended inside a frame.", reason=Reason.MALFORMED)
 
-    def _frames(self, data: memoryview) -> Iterator[Frame]:
+    def _frames(self, data: memoryview) -> Iterator[StoredFrame]:
         while True:
             if self._header is None:
                 data = self._read_header(data)
                 if self._header is None:
                     return
             data = self._read_buffers(data)
-            if len(self._buffers) < len(self._header.buffers):
+            if len(self._buffers) < len(self._sizes):
                 return
-            yield Frame(self._header.message, self._buffers)
+            yield StoredFrame(self._header, self._header_size, self._buffers, self._sizes)
             self._header, self._buffers = None, []
             if not data:
                 return
@@ -188,7 +228,9 @@ class FrameDecoder:
             return data
         header = self._pending[PREFIX.size :]
         self._pending = bytearray()
-        self._header = _decode_header(_decompressed(header, raw), self.limits)
+        # Only the sizes are kept: what came stays compressed until its buffers are there.
+        self._sizes = _sizes(_parsed(_decompressed(header, raw)), self.limits)
+        self._header, self._header_size = header, raw
         return data
 
     def _top_up(self, data: memoryview, size: int) -> memoryview:
@@ -197,15 +239,15 @@ class FrameDecoder:
         return data[missing:]
 
     def _read_buffers(self, data: memoryview) -> memoryview:
-        assert self._header is not None  # noqa: S101
-        for stored, raw in itertools.islice(self._header.buffers, len(self._buffers), None):
+        for position in range(len(self._buffers), len(self._sizes)):
+            stored = int(self._sizes[position, 0])
             missing = stored - len(self._current)
             self._current += data[:missing]
             data = data[missing:]
             if len(self._current) < stored:
                 break
-            whole, self._current = self._current, bytearray()
-            self._buffers.append(_decompressed(whole, raw))
+            self._buffers.append(self._current)
+            self._current = bytearray()
         return data
 
 
@@ -241,11 +283,15 @@ def _decompressed(data: bytearray, size: int) -> bytearray:
     return raw
 
 
-def _decode_header(data: Buffer, limits: Limits) -> _Header:
+def _parsed(header: Buffer) -> _Header:
     try:
-        header = _header_decoder.decode(data)
+        return _header_decoder.decode(header)
     except UNDECODABLE as error:
         raise RequestRefused("A frame's header does not parse.", reason=Reason.MALFORMED) from error
+
+
+def _sizes(header: _Header, limits: Limits) -> np.ndarray:
+    """Check the sizes of the buffers."""
     if len(header.buffers) > limits.buffers:
         raise RequestRefused(
             f"A frame has {len(header.buffers)} buffers; at most {limits.buffers} are accepted.",
@@ -256,7 +302,7 @@ def _decode_header(data: Buffer, limits: Limits) -> _Header:
     total = sum(raw for _, raw in header.buffers)
     if total > limits.buffer_bytes:
         raise _over("buffers", total, limits.buffer_bytes)
-    return header
+    return np.array(header.buffers, dtype=np.int64).reshape(-1, 2)
 
 
 @functools.cache

@@ -59,6 +59,7 @@ from federated_dask.protocol.rules import (
 from federated_dask.protocol.values import Value
 
 __all__ = [
+    "NODES_PER_TASK",
     "Block",
     "Bytes",
     "Call",
@@ -94,6 +95,8 @@ __all__ = [
 
 ARGUMENTS_PER_TASK = 32
 """Arguments of all tasks, as a multiple of the cap on tasks: 8 bytes each once decoded."""
+NODES_PER_TASK = 64
+"""Nodes of all tasks, each of them with those of its template, as a multiple of that cap."""
 
 
 class Same(msgspec.Struct, frozen=True, array_like=True, tag="same"):
@@ -241,6 +244,8 @@ class CheckedGraph(msgspec.Struct, frozen=True):
     blocks: list[CheckedBlock]
     operations: frozenset[str]
     """Names of all operations that the graph uses."""
+    nodes: int
+    """Argument nodes of all its templates, and of all its tasks."""
 
 
 def check_graph(graph: Graph, table: OperationTable, limits: Limits) -> CheckedGraph:
@@ -276,6 +281,15 @@ def check_graph(graph: Graph, table: OperationTable, limits: Limits) -> CheckedG
     arguments = sum(len(block.columns) * block.count for block in graph.blocks)
     if arguments > ARGUMENTS_PER_TASK * limits.tasks:
         raise _over("arguments", arguments, ARGUMENTS_PER_TASK * limits.tasks)
+    unfolded = sum(
+        facts[block.template].nodes * block.count
+        for block in graph.blocks
+        if block.template < len(facts)
+    )
+    most = max(limits.nodes, NODES_PER_TASK * limits.tasks)
+    if unfolded > most:
+        # Many blocks of one large template are few bytes.
+        raise _over("argument nodes in all of its tasks", unfolded, most)
     for value in graph.values:
         check_value(value, table)
     checked_values: set[int] = set()
@@ -288,7 +302,7 @@ def check_graph(graph: Graph, table: OperationTable, limits: Limits) -> CheckedG
         _check_bound(checked.references[:, facts[block.template].bound], graph, checked_values)
         blocks.append(checked)
         number += block.count
-    return CheckedGraph(graph, blocks, frozenset(operations))
+    return CheckedGraph(graph, blocks, frozenset(operations), nodes + unfolded)
 
 
 def _check_block(block: Block, facts: TemplateFacts, number: int, sources: int) -> CheckedBlock:

@@ -19,12 +19,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         times as much memory.
     buffer_bytes : int
         All buffers of one frame after decompression, bytes.
+        The endpoint of a site holds this much of all frames together that it has not yet
+        made tasks of.
     buffers : int
         Number of buffers of one frame.
     tasks : int
         Tasks of one graph.
     nodes : int
-        Argument nodes of all templates of one graph.
+        Argument nodes of all templates of one graph. With the cap on tasks it bounds what
+        is made of them, too: `NODES_PER_TASK` nodes for each.
     depth : int
         Longest chain of tasks in one graph.
     outputs : int
@@ -38,8 +41,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     header_bytes: int = 32 * MEBI
     buffer_bytes: int = 512 * MEBI
-    buffers: int = 1_000_000
+    buffers: int = 100_000
     tasks: int = 1_000_000
-    nodes: int = 1_000_000
+    nodes: int = 100_000
     depth: int = 10_000
     outputs: int = 1_000_000

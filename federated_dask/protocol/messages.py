@@ -34,6 +34,7 @@ __all__ = [
     "Heartbeat",
     "JobEvent",
     "JobSubmission",
+    "LeaseTerms",
     "Output",
     "Peer",
     "Progress",
@@ -52,11 +53,17 @@ FRAMES_MEDIA_TYPE = "application/vnd.federated-dask.frames"
 DELEGATED_OUTPUTS = 500
 """Outputs that one delegation may be for."""
 
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]*\Z"
+"""Text that is safe to show: nothing that ends lines, steers terminals, or turns text around."""
+
 Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-]+$")]
 """Name of a site or dataset: letters, digits, dot, dash, underscore."""
 
 Size: TypeAlias = Annotated[int, Meta(ge=0)]
 """A number of bytes, tasks or elements."""
+
+
+Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -170,7 +177,7 @@ class JobSubmission(Message, frozen=True, kw_only=True):
 
     graph: Graph
     outputs: tuple[Output, ...]
-    label: Annotated[str, Meta(max_length=200)] = ""
+    label: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] = ""
     """Name shown in the site's dashboard."""
     delegations: dict[str, str] = {}
     """With which the site may fetch from its peers; the keys are those of `delegation_key`."""
@@ -235,12 +242,21 @@ class Finished(JobEvent, frozen=True, kw_only=True, tag="finished"):
 
     lease: str | None = None
     """Lease under which the held outputs stay at the site."""
+    lease_seconds: Seconds | None = None
+    """Time after which the lease ends, unless it is used or renewed before."""
     compute_seconds: float = 0.0
     """Time workers spent in the job's tasks."""
     read_bytes: Size = 0
     """Bytes of the chunks that the job's source tasks produced, decoded."""
     pulled_bytes: dict[str, int] = {}
     """Peer to the bytes of the values that were fetched from it."""
+
+
+class LeaseTerms(Message, frozen=True, kw_only=True):
+    """How long a lease that was renewed lasts (``POST /leases/{lease}``)."""
+
+    lease_seconds: Seconds
+    """Time after which it ends, unless it is used or renewed before."""
 
 
 class DelegationRequest(Message, frozen=True, kw_only=True):

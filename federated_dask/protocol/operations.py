@@ -3,6 +3,9 @@
 The table is built once, from names that are data of this package.  A name that
 arrives from the wire is looked up in it and nowhere else: nothing is imported,
 evaluated or reached by attribute, and the object found is the object called.
+
+Some names of libraries lead to functions of our own (`wrappers.STANDING_IN`), which
+look at the arguments first.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from federated_dask.errors import NotPermitted, Reason
-from federated_dask.protocol import codecs, operation_names
+from federated_dask.protocol import codecs, operation_names, wrappers
 
 __all__ = ["OperationTable", "operation_table"]
 
@@ -32,6 +35,9 @@ class OperationTable:
     ----------
     operations : mapping of str to callable
         The entries.
+    originals : mapping of str to callable, optional
+        Under which name another callable goes where an entry stands in for it: graphs
+        of Dask hold the original, a site calls the entry.
 
     Examples
     --------
@@ -44,12 +50,19 @@ class OperationTable:
     federated_dask.errors.NotPermitted: 'os.system' is not an operation. (operation_not_allowed)
     """
 
-    def __init__(self, operations: dict[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        operations: dict[str, Callable[..., Any]],
+        originals: dict[str, Callable[..., Any]] | None = None,
+    ) -> None:
         self._operations = MappingProxyType(dict(operations))
+        self._originals = MappingProxyType(dict(originals or {}))
         # By identity: ufuncs and curried functions compare in ways of their own.
         # The table keeps every callable alive, so no id can be taken over.
         self._names: dict[int, str] = {}
         for name, function in self._operations.items():
+            self._names.setdefault(id(function), name)
+        for name, function in self._originals.items():
             self._names.setdefault(id(function), name)
 
     @property
@@ -103,13 +116,15 @@ class OperationTable:
 
     def without(self, names: Iterable[str]) -> OperationTable:
         """Return a table that lacks `names`."""
-        left_out = frozenset(names)
-        return OperationTable({k: v for k, v in self._operations.items() if k not in left_out})
+        return self.only(self._operations.keys() - frozenset(names))
 
     def only(self, names: Iterable[str]) -> OperationTable:
         """Return a table that has nothing but `names`."""
         kept = frozenset(names)
-        return OperationTable({k: v for k, v in self._operations.items() if k in kept})
+        return OperationTable(
+            {name: function for name, function in self._operations.items() if name in kept},
+            {name: function for name, function in self._originals.items() if name in kept},
+        )
 
     def to_fields(self, instance: object) -> tuple[str, dict[str, object]] | None:
         """Codec name and fields of an instance of a registered class, or None."""
@@ -146,6 +161,7 @@ def operation_table() -> OperationTable:
     with different versions can still work with what both have.
     """
     operations: dict[str, Callable[..., Any]] = {}
+    originals: dict[str, Callable[..., Any]] = {}
     for module_name, names in operation_names.NAMES.items():
         try:
             module = importlib.import_module(module_name)
@@ -154,9 +170,12 @@ def operation_table() -> OperationTable:
         for name in names.split():
             function = vars(module).get(name)
             if callable(function):
-                operations[f"{module_name}.{name}"] = function
+                full = f"{module_name}.{name}"
+                operations[full] = wrappers.STANDING_IN.get(full, function)
+                if full in wrappers.STANDING_IN:
+                    originals[full] = function
     operations.update(_special())
-    return OperationTable(operations)
+    return OperationTable(operations, originals)
 
 
 def _special() -> dict[str, Callable[..., Any]]:

@@ -17,6 +17,7 @@ The planner applies the same rules, so that what a site would refuse runs at hom
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ from federated_dask.protocol.nodes import (
 )
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import (
+    HASH_MODULUS,
+    MOST_TUPLE_KEYS,
     BytesValue,
     DictValue,
     InstanceValue,
@@ -258,10 +261,11 @@ class _Checker:
         forwarded = name in names.FORWARDING
         if keyword == "copy" and node is not True and (forwarded or name in names.COPYING):
             raise _not_permitted(f"{name} may not write into its argument.")
-        if keyword == "where" and node is not True and name != names.WHERE:
-            # Elsewhere the result would be memory that nobody wrote, of whoever had it before.
-            function = None if name is None else self.table.lookup(name)
-            if forwarded or isinstance(function, np.ufunc) or _is_method_of_ufunc(function):
+        if keyword == "where" and node is not True and name not in (None, names.WHERE):
+            # Elsewhere the result would be memory that nobody wrote, of whoever had it before:
+            # for reductions `where` has another meaning, and they have a parameter of that name.
+            # Others hand it on, as `numpy.clip` does, and as `mean_chunk` to what it calls.
+            if forwarded or not _has_parameter(self.table.lookup(str(name)), "where"):
                 raise _not_permitted(f"{name} may not leave a part of its result unwritten.")
 
     def callee(self, node: Node, depth: int, caller: str, total: int) -> None:
@@ -288,8 +292,13 @@ class _Checker:
         self.visit(node, depth)
 
 
-def _is_method_of_ufunc(function: object) -> bool:
-    return isinstance(getattr(function, "__self__", None), np.ufunc)
+def _has_parameter(function: Any, parameter: str) -> bool:
+    if isinstance(function, np.ufunc) or isinstance(getattr(function, "__self__", None), np.ufunc):
+        return False
+    try:
+        return parameter in inspect.signature(function).parameters
+    except ValueError:
+        return False
 
 
 def _target(function: Node) -> tuple[str | None, int]:
@@ -350,14 +359,20 @@ def _check_plain(node: Any) -> None:
             float.fromhex(node.text)
         except (ValueError, OverflowError) as error:
             raise _malformed("A float does not parse.") from error
-    elif isinstance(node, Dictionary) and not all(_is_key(key) for key, _ in node.items):
-        raise _malformed("A key of a dict is not plain data.")
+    elif isinstance(node, Dictionary):
+        keys = [key for key, _ in node.items]
+        if not all(map(_is_key, keys)):
+            raise _malformed("A key of a dict is not plain data.")
+        if sum(isinstance(key, Tuple) for key in keys) > MOST_TUPLE_KEYS:
+            raise _malformed("A dict has too many keys that are tuples.")
 
 
 def _is_key(node: Node) -> bool:
     if isinstance(node, Tuple):
         return all(_is_key(item) for item in node.items)
-    return node is None or isinstance(node, bool | str | Number | Float | Integer)
+    if isinstance(node, Number):
+        return abs(node.value) < HASH_MODULUS
+    return node is None or isinstance(node, bool | str | Float | Integer)
 
 
 def check_value(value: Value, table: OperationTable) -> None:

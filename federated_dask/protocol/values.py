@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -22,12 +22,19 @@ from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype
 from federated_dask.protocol.frames import Buffer
 
-__all__ = ["Resolver", "Value", "decode_value", "encode_value", "object_kind"]
+__all__ = ["HASH_MODULUS", "MOST_TUPLE_KEYS", "Resolver", "Value", "decode_value", "encode_value", "object_kind"]
 
+LONG_DOUBLE = np.dtype(np.longdouble)
+LONG_DOUBLE_BYTES = 10 if np.finfo(np.longdouble).nmant == 63 else LONG_DOUBLE.itemsize
 INT64 = range(-(2**63), 2**63)
 CFTIME_UNITS = "microseconds since 0001-01-01"
 IDEALIZED = frozenset({"360_day", "365_day", "366_day", "all_leap", "noleap"})
 LARGEST_ELEMENTWISE = 1_000_000
+"""Python objects of one value that are encoded or decoded one by one."""
+HASH_MODULUS = 2**61 - 1
+"""Python's hash of a number is its remainder: larger integers with equal ones are easy to find."""
+MOST_TUPLE_KEYS = 256
+"""Tuples with equal hashes can be found too; with so few, even those cost next to nothing."""
 LARGEST_INTEGER_BITS = 4096
 FURTHEST_DATE = 100_000 * 366 * 86_400 * 10**6
 """Microseconds from year 1: cftime needs time in proportion to the distance of a date."""
@@ -264,11 +271,24 @@ class _Encoder:
     def __init__(self, buffers: list[Buffer], resolver: Resolver | None) -> None:
         self.buffers = buffers
         self.resolver = resolver
+        self.elements = 0
+
+    def count(self, elements: int) -> None:
+        """Count what is encoded one by one, before it is."""
+        self.elements += elements
+        if self.elements > LARGEST_ELEMENTWISE:
+            raise ValueError(f"more than {LARGEST_ELEMENTWISE} Python objects are too many")
 
     def buffer(self, data: np.ndarray) -> int:
         # Zero-size arrays and void-like dtypes do not cast to bytes; views do.
         flat = np.ascontiguousarray(data).reshape(-1)
-        self.buffers.append(flat.view(np.uint8).data if flat.nbytes else b"")
+        raw = flat.view(np.uint8)
+        if data.dtype.char in "gG":
+            # Between such numbers is memory that nobody wrote, of whoever had it before.
+            raw = raw.reshape(-1, LONG_DOUBLE.itemsize).copy()
+            raw[:, LONG_DOUBLE_BYTES:] = 0
+            raw = raw.reshape(-1)
+        self.buffers.append(raw.data if flat.nbytes else b"")
         return len(self.buffers) - 1
 
     def encode(self, obj: object) -> Value:
@@ -285,7 +305,7 @@ class _Encoder:
             return encode(self, obj)
         if isinstance(obj, np.generic) and not obj.dtype.hasobject:
             # numpy gives empty texts one character of bytes.
-            data = obj.tobytes() if obj.dtype.itemsize else b""
+            data = _scalar_bytes(obj) if obj.dtype.itemsize else b""
             return ScalarValue(encode_dtype(obj.dtype), data)
         if isinstance(obj, np.dtype):
             return DTypeValue(encode_dtype(obj))
@@ -305,9 +325,12 @@ class _Encoder:
         raise TypeError(f"{_describe(obj)} has no wire form")
 
     def sequence(self, items: Sequence[object]) -> tuple[Value, ...]:
+        self.count(len(items))
         return tuple(self.encode(item) for item in items)
 
     def mapping(self, items: dict[object, object]) -> DictValue:
+        self.count(2 * len(items))
+        _check_keys(items)
         return DictValue(
             tuple((self.encode(key), self.encode(value)) for key, value in items.items())
         )
@@ -320,7 +343,8 @@ class _Encoder:
         if array.dtype.char == "O":
             return self.objects(array)
         dtype = encode_dtype(array.dtype)
-        if array.dtype.hasobject or not array.dtype.itemsize:
+        nested = array.dtype.names is not None and _holds_long_doubles(array.dtype)
+        if array.dtype.hasobject or not array.dtype.itemsize or nested:
             raise TypeError(f"an array of dtype {array.dtype} has no wire form")
         stored = _without_repeats(array)
         fortran = stored.flags.f_contiguous and not stored.flags.c_contiguous
@@ -335,13 +359,13 @@ class _Encoder:
         )
 
     def objects(self, array: np.ndarray) -> Value:
+        self.count(array.size)
         kind = object_kind(array)
         if kind == "texts":
             return self.texts(array)
         if kind == "cftime":
             return self.cftime(array, array.shape)
-        _check_elementwise(array.size)
-        return ObjectArrayValue(array.shape, self.sequence(list(array.flat)))
+        return ObjectArrayValue(array.shape, tuple(self.encode(item) for item in array.flat))
 
     def texts(self, array: np.ndarray) -> TextArrayValue:
         encoded = [
@@ -357,7 +381,6 @@ class _Encoder:
     def cftime(self, array: np.ndarray, shape: tuple[int, ...] | None) -> CFTimeValue:
         import cftime
 
-        _check_elementwise(array.size)
         first = array.flat[0]
         numbers = cftime.date2num(
             array, CFTIME_UNITS, calendar=first.calendar, has_year_zero=first.has_year_zero
@@ -378,6 +401,47 @@ def _large_integer(number: int) -> LargeIntegerValue:
 def _check_elementwise(size: int) -> None:
     if size > LARGEST_ELEMENTWISE:
         raise ValueError(f"an array of {size} Python objects is too large")
+
+
+def _check_keys(keys: Iterable[object]) -> None:
+    """Refuse keys of a dict that could be made to have the same hash.
+
+    A dict takes time in proportion to the square of such keys. Texts and bytes are hashed
+    with a secret of the process; of numbers within the bounds only a few are alike.
+    """
+    tuples = 0
+    for key in keys:
+        if type(key) is tuple:
+            tuples += 1
+        if not _is_key(key):
+            raise ValueError("a key of a dict is not plain data")
+    if tuples > MOST_TUPLE_KEYS:
+        raise ValueError("a dict has too many keys that are tuples")
+
+
+def _is_key(key: object) -> bool:
+    if type(key) is tuple:
+        return all(map(_is_key, key))
+    if type(key) is int:
+        return abs(key) < HASH_MODULUS
+    return key is None or type(key) in (str, bytes, bool, float)
+
+
+def _holds_long_doubles(dtype: np.dtype) -> bool:
+    base = dtype.base
+    if base.names is None:
+        return base.char in "gG"
+    return any(_holds_long_doubles(base[name]) for name in base.names)
+
+
+def _scalar_bytes(scalar: np.generic) -> bytes:
+    if scalar.dtype.names is not None and _holds_long_doubles(scalar.dtype):
+        raise ValueError("numbers with gaps have no wire form inside of a structure")
+    if scalar.dtype.char not in "gG":
+        return scalar.tobytes()
+    buffers: list[Buffer] = []
+    _Encoder(buffers, None).buffer(np.asarray(scalar).reshape(1))
+    return bytes(buffers[0])
 
 
 def _describe(obj: object) -> str:
@@ -527,6 +591,7 @@ class _Decoder:
 
     def texts(self, value: TextArrayValue) -> np.ndarray:
         count = math.prod(value.shape)
+        _check_elementwise(count)
         lengths = self.buffer(value.lengths, np.dtype("<i8"), count).tolist()
         data = self.raw(value.data)
         array = np.empty(count, dtype=object)
@@ -566,7 +631,9 @@ class _Decoder:
         return array.reshape(value.shape)
 
     def mapping(self, value: DictValue) -> dict[Any, Any]:
-        return {self.decode(key): self.decode(item) for key, item in value.items}
+        keys = [self.decode(key) for key, _ in value.items]
+        _check_keys(keys)
+        return dict(zip(keys, (self.decode(item) for _, item in value.items), strict=True))
 
     def large_integer(self, value: LargeIntegerValue) -> int:
         if len(value.text) > LARGEST_INTEGER_BITS // 4 + 3:

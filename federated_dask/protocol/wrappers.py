@@ -3,16 +3,22 @@
 Dask's functions for random numbers, for ``where=`` and ``out=``, and for masked arrays
 call by name, write into what they are given, or keep hold of it.  These do the same
 work from closed sets and on copies.  The planner puts them where the others stood.
+
+Others would do harm with some arguments only: give memory that nobody wrote, or
+compute for hours without letting any other thread run.  `STANDING_IN` holds what the
+operation table calls under their names; it looks at the arguments first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 __all__ = [
+    "STANDING_IN",
     "along_axis",
     "attribute",
     "elementwise_where",
@@ -59,7 +65,8 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "T": lambda array: array.T,
 }
 SPARSE = frozenset({"csc_array", "csc_matrix", "csr_array", "csr_matrix"})
-MASKED_KEYWORDS = frozenset({"fill_value", "hard_mask", "keep_mask", "ndmin", "shrink", "subok"})
+MASKED_KEYWORDS = frozenset({"fill_value", "keep_mask", "ndmin", "shrink", "subok"})
+LARGEST_INTEGER_BITS = 4096
 
 
 def identity(value: Any) -> Any:
@@ -291,7 +298,8 @@ def masked_array(
     masked_dtype : dtype, optional
         Data type of the result.
     **keywords : object
-        ``fill_value``, ``hard_mask``, ``keep_mask``, ``ndmin``, ``shrink``, ``subok``.
+        ``fill_value``, ``keep_mask``, ``ndmin``, ``shrink``, ``subok``. No ``hard_mask``: what
+        is behind one is not written by functions that fill fresh memory, as `numpy.roll` does.
 
     Returns
     -------
@@ -346,3 +354,163 @@ def with_items(array: Any, values: Any, indices: Sequence[Any]) -> Any:
     if not isinstance(array, np.ndarray | np.generic) and not sparse.issparse(array):
         raise TypeError("items are put into a copy of an array only")
     return setitem(array, values, list(indices))
+
+
+# What stands in for operations of libraries
+
+
+def _vindex_merge(locations: Any, values: Any) -> Any:
+    # As Dask's own, but in zeros: there may be locations that none of the values go to.
+    values = list(values)
+    places = list(map(list, locations))
+    merged = np.zeros_like(values[0], shape=(sum(map(len, places)), *values[0].shape[1:]))
+    for place, value in zip(places, values, strict=True):
+        merged[place] = value
+    return merged
+
+
+def _concatenate3(arrays: Any) -> Any:
+    from dask.array.core import concatenate3
+
+    _check_tiling(arrays)
+    return concatenate3(arrays)
+
+
+def _concatenate_axes(arrays: Any, axes: Any) -> Any:
+    from dask.array.core import deepfirst, ndimlist, transposelist
+
+    if len(axes) != ndimlist(arrays):
+        raise ValueError("Length of axes should equal depth of nested arrays")
+    extra = max(0, deepfirst(arrays).ndim - (max(axes) + 1))
+    return _concatenate3(transposelist(arrays, axes, extradims=extra))
+
+
+def _concatenate_shaped(arrays: Any, shape: Any) -> Any:
+    from dask.array.core import reshapelist
+
+    return _concatenate3(reshapelist(shape, arrays))
+
+
+def _finalize(results: Any) -> Any:
+    from dask.array.core import finalize
+
+    if results:
+        _check_tiling(results)
+    return finalize(results)
+
+
+def _check_tiling(arrays: Any) -> None:
+    """Refuse blocks that leave a part of their array open.
+
+    Dask takes the number of blocks along each axis from the first ones, sets memory aside
+    for all of them, and fills what there is.
+    """
+    if not isinstance(arrays, list | tuple):
+        return
+    expected, first = 1, arrays
+    while isinstance(first, list | tuple) and first:
+        expected *= len(first)
+        first = first[0]
+    if sum(1 for _ in _leaves(arrays)) != expected:
+        raise ValueError("blocks do not make up an array")
+
+
+def _leaves(arrays: Any) -> Iterator[Any]:
+    stack = [arrays]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, list | tuple):
+            stack.extend(part)
+        else:
+            yield part
+
+
+def _linear_ramp_chunk(start: Any, stop: Any, num: Any, dim: Any, step: Any) -> Any:
+    from dask.array.creation import linear_ramp_chunk
+
+    if not isinstance(start, np.ndarray) or not start.shape[dim]:
+        raise ValueError("a ramp starts somewhere")
+    return linear_ramp_chunk(start, stop, num, dim, step)
+
+
+def _unique_internal(ar: Any, indices: Any, counts: Any, return_inverse: Any = False) -> Any:
+    from dask.array.routines import _unique_internal
+
+    # Only arrays are sure to write what they are asked to write.
+    if any(type(each) is not np.ndarray for each in (ar, indices, counts) if each is not None):
+        raise TypeError("distinct values are those of an array")
+    return _unique_internal(ar, indices, counts, return_inverse)
+
+
+def _view(x: Any, dtype: Any, order: str = "C") -> Any:
+    from dask.array.chunk import view
+
+    if _has_padding(np.asarray(x).dtype):
+        raise TypeError("between these numbers is memory that nobody wrote")
+    return view(x, dtype, order)
+
+
+def _has_padding(dtype: np.dtype) -> bool:
+    if dtype.subdtype is not None:
+        return _has_padding(dtype.subdtype[0])
+    if dtype.names is None:
+        return dtype.char in "gG"
+    parts = [dtype[name] for name in dtype.names]
+    return sum(part.itemsize for part in parts) != dtype.itemsize or any(map(_has_padding, parts))
+
+
+# Python computes with integers and sequences of any length, all at once: meanwhile no other
+# thread of the process runs, and the scheduler gives up on the worker.
+
+
+def _pow(a: Any, b: Any, /) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        _check_bits(max(abs(a) - 1, 0).bit_length() * max(b, 0))
+    return operator.pow(a, b)
+
+
+def _lshift(a: Any, b: Any, /) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        _check_bits(a.bit_length() + b if a else 0)
+    return operator.lshift(a, b)
+
+
+def _mul(a: Any, b: Any, /) -> Any:
+    if isinstance(a, int) and isinstance(b, int):
+        _check_bits(a.bit_length() + b.bit_length())
+    elif isinstance(a, SEQUENCES) or isinstance(b, SEQUENCES):
+        if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
+            raise TypeError("sequences are not repeated here")
+    return operator.mul(a, b)
+
+
+def _mod(a: Any, b: Any, /) -> Any:
+    if isinstance(a, str | bytes | bytearray):
+        raise TypeError("texts are not formatted here")
+    return operator.mod(a, b)
+
+
+SEQUENCES = (str, bytes, bytearray, list, tuple)
+
+
+def _check_bits(bits: int) -> None:
+    if bits > LARGEST_INTEGER_BITS:
+        raise OverflowError(f"an integer of more than {LARGEST_INTEGER_BITS} bits")
+
+
+
+STANDING_IN: dict[str, Callable[..., Any]] = {
+    "dask.array.chunk.view": _view,
+    "dask.array.core._vindex_merge": _vindex_merge,
+    "dask.array.core.concatenate3": _concatenate3,
+    "dask.array.core.concatenate_axes": _concatenate_axes,
+    "dask.array.core.concatenate_shaped": _concatenate_shaped,
+    "dask.array.core.finalize": _finalize,
+    "dask.array.creation.linear_ramp_chunk": _linear_ramp_chunk,
+    "dask.array.routines._unique_internal": _unique_internal,
+    "operator.lshift": _lshift,
+    "operator.mod": _mod,
+    "operator.mul": _mul,
+    "operator.pow": _pow,
+}
+"""Name in the operation table to what is called instead of the library's own."""

@@ -153,12 +153,23 @@ class Gateway:
                 finally:
                     future.release()
 
-    async def hold(self, lease: str, owner: str, outputs: dict[int, LeasedOutput]) -> None:
-        """Keep results under a new lease."""
-        if not await self._ask(
+    async def hold(self, lease: str, owner: str, outputs: dict[int, LeasedOutput]) -> float:
+        """Keep results under a new lease; tell the seconds that it lasts.
+
+        Raises
+        ------
+        RequestRefused
+            If that is more than the owner may hold.
+        """
+        reply = await self._ask(
             "federated_hold", lease=lease, owner=owner, outputs=ToPickle(outputs)
-        ):
+        )
+        if isinstance(reply, FederatedError):
+            reply.site = self.site
+            raise reply
+        if reply is None:
             raise self.lost()
+        return float(reply)
 
     async def held(self, lease: str, owner: str) -> dict[int, LeasedOutput]:
         """Tell the outputs of a lease.
@@ -174,6 +185,13 @@ class Gateway:
         if found is None:
             raise self._no_lease()
         return found
+
+    async def renew(self, lease: str, owner: str) -> float:
+        """Renew a lease; tell the seconds that it lasts.  `NotFound` where there is none such."""
+        seconds: float | None = await self._ask("federated_renew", lease=lease, owner=owner)
+        if seconds is None:
+            raise self._no_lease()
+        return seconds
 
     async def release(self, lease: str, owner: str) -> None:
         """End a lease; `NotFound` where the owner has none such."""
@@ -216,7 +234,7 @@ class Gateway:
             "A held result is not there any more.",
             reason=Reason.UNKNOWN_RESULT,
             site=self.site,
-            hint="Compute it again.",
+            hint="persist() the expression again.",
         )
 
     def _no_lease(self) -> FederatedError:
@@ -224,7 +242,7 @@ class Gateway:
             "No such lease, or it has ended.",
             reason=Reason.UNKNOWN_RESULT,
             site=self.site,
-            hint="Compute the expression again.",
+            hint="persist() the expression again.",
         )
 
     async def _ask(self, operation: str, **arguments: Any) -> Any:

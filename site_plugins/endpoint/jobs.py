@@ -88,6 +88,15 @@ class _Outflow:
     """Outputs that have left; once more tells nothing new."""
 
 
+@dataclasses.dataclass
+class _Holding:
+    """The lease of a running job."""
+
+    lease: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
+    asked: asyncio.Future[float] | None = None
+    """Of the scheduler, which answers how long it lasts."""
+
+
 class JobRunner:
     """Admits and runs jobs.
 
@@ -321,10 +330,12 @@ class JobRunner:
         The job is cancelled when the generator is closed before its end.
         """
         events: asyncio.Queue[Pieces | None] = asyncio.Queue(maxsize=2)
-        running = asyncio.create_task(self._run_to_end(job, events))
+        holding = _Holding()
+        running = asyncio.create_task(self._run_to_end(job, events, holding))
         last_beat = last_look = time.monotonic()
         step = min(self.settings.heartbeat_seconds, self.settings.progress_seconds)
         seen = 0
+        told = False
         try:
             while True:
                 try:
@@ -332,6 +343,8 @@ class JobRunner:
                 except TimeoutError:
                     pieces = []
                 if pieces is None:
+                    # Who reads on has taken the last event.
+                    told = True
                     return
                 now = time.monotonic()
                 if not pieces and now - last_look >= self.settings.progress_seconds:
@@ -347,6 +360,19 @@ class JobRunner:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            if not told:
+                await self._let_go(job, holding)
+
+    async def _let_go(self, job: Job, holding: _Holding) -> None:
+        """End the lease of a job whose client left before it was told of it."""
+        if holding.asked is None:
+            return
+        try:
+            # The scheduler may still be about to begin it.
+            await holding.asked
+            await self.gateway.release(holding.lease, job.owner)
+        except FederatedError as error:
+            logger.info("Lease of job %s is left to end by itself: %s", job.name, error.reason)
 
     async def _progress(self, job: Job) -> Progress | None:
         try:
@@ -357,10 +383,12 @@ class JobRunner:
         total = max(len(job.built.tasks), account.done)
         return Progress(done=account.done, total=total)
 
-    async def _run_to_end(self, job: Job, events: asyncio.Queue[Pieces | None]) -> None:
+    async def _run_to_end(
+        self, job: Job, events: asyncio.Queue[Pieces | None], holding: _Holding
+    ) -> None:
         run = Run(self.gateway, self.table, self.settings, job)
         try:
-            last = await self._run(job, run, events)
+            last = await self._run(job, run, events, holding)
         except TaskError as error:
             last = error.failure
         except FederatedError as error:
@@ -387,7 +415,9 @@ class JobRunner:
             return 0.0, 0
         return account.compute_seconds, account.read_bytes
 
-    async def _run(self, job: Job, run: Run, events: asyncio.Queue[Pieces | None]) -> JobEvent:
+    async def _run(
+        self, job: Job, run: Run, events: asyncio.Queue[Pieces | None], holding: _Holding
+    ) -> JobEvent:
         pulled = await run.pull(self.peering)
         await run.submit()
         await events.put(encode_frame(Accepted(job=job.name, tasks=len(job.built.tasks))))
@@ -398,14 +428,16 @@ class JobRunner:
             for position, output in enumerate(job.outputs)
             if output.hold
         }
-        lease = None
-        if outputs:
-            lease = secrets.token_hex(16)
-            await self.gateway.hold(lease, job.owner, outputs)
-            outflow = self._outflow_of(lease, job)
-            outflow.released.update(job.released)
-            outflow.outputs.update(p for p in outputs if job.outputs[p].release)
-        return Finished(lease=lease, pulled_bytes=pulled)
+        if not outputs:
+            return Finished(pulled_bytes=pulled)
+        lease = holding.lease
+        holding.asked = asyncio.ensure_future(self.gateway.hold(lease, job.owner, outputs))
+        # Given up halfway, nobody would know whether there is a lease.
+        seconds = await asyncio.shield(holding.asked)
+        outflow = self._outflow_of(lease, job)
+        outflow.released.update(job.released)
+        outflow.outputs.update(p for p in outputs if job.outputs[p].release)
+        return Finished(lease=lease, lease_seconds=seconds, pulled_bytes=pulled)
 
 
 class JobFailed(TaskFailed):

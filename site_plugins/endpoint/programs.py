@@ -61,6 +61,7 @@ class Program:
                     if isinstance(node, wire.Local)
                 }
         self.used = used
+        self.dynamic = _dynamic(template)
 
     def tasks(
         self, keys: list[Key], references: list[list[Any]], integers: list[list[int]]
@@ -76,7 +77,7 @@ class Program:
         integers : list of list of int
             For each hole of an integer, the integer of each task.
         """
-        columns = _Columns(iter(references), iter(integers), self.table)
+        columns = _Columns(iter(references), iter(integers), self.table, self.dynamic)
         last = len(self.template.steps) - 1
         found = []
         for position, step in enumerate(self.template.steps):
@@ -98,11 +99,16 @@ class _Columns:
     """Turns nodes into columns; takes the holes in the order in which `walk` visits them."""
 
     def __init__(
-        self, references: Iterator[list[Any]], integers: Iterator[list[int]], table: OperationTable
+        self,
+        references: Iterator[list[Any]],
+        integers: Iterator[list[int]],
+        table: OperationTable,
+        dynamic: frozenset[int],
     ) -> None:
         self.references = references
         self.integers = integers
         self.table = table
+        self.dynamic = dynamic
         self.steps: list[list[TaskRef]] = []
 
     def step(self, node: wire.Node, keys: list[Key]) -> list[GraphNode]:
@@ -111,7 +117,7 @@ class _Columns:
             return _tasks(
                 keys, function, arguments, names, is_read=_is_read(node) and bool(arguments)
             )
-        is_dynamic = _is_dynamic(node)
+        is_dynamic = id(node) in self.dynamic
         column = self.expand(node)
         values = itertools.repeat(column.value) if isinstance(column, _Constant) else column
         pairs = zip(keys, values, strict=False)
@@ -132,12 +138,12 @@ class _Columns:
         if isinstance(node, wire.Partial | wire.Compose | wire.Slice | wire.List | wire.Tuple):
             make, names = _maker(node)
             parts = [self.expand(child) for child in wire.children(node)]
-            if _is_dynamic(node):
+            if id(node) in self.dynamic:
                 return _combine(functools.partial(_nested, make, names), parts)
             return _combine(functools.partial(_called, make, names) if names else make, parts)
         if isinstance(node, wire.Dictionary):
             parts = [self.expand(child) for child in wire.children(node)]
-            make = functools.partial(_nested, _dict, ()) if _is_dynamic(node) else _dict
+            make = functools.partial(_nested, _dict, ()) if id(node) in self.dynamic else _dict
             return _combine(make, parts)
         return _Constant(self.constant(node))
 
@@ -206,11 +212,24 @@ def _is_read(node: wire.Call) -> bool:
     return isinstance(node.function, wire.Operation) and node.function.name in READS
 
 
-def _is_dynamic(node: wire.Node) -> bool:
-    """Whether a worker has to evaluate the node: it holds results of tasks, or calls."""
-    return any(
-        isinstance(part, wire.Reference | wire.Local | wire.Call) for part in wire.walk(node)
-    )
+def _dynamic(template: wire.Template) -> frozenset[int]:
+    """Ids of the nodes that a worker has to evaluate: they hold results of tasks, or calls.
+
+    Found from below, in one walk: asked anew at each level, deep nesting of wide lists
+    would be walked as often as it is deep.
+    """
+    found: set[int] = set()
+
+    def visit(node: wire.Node) -> bool:
+        below = [visit(child) for child in wire.children(node)]
+        is_dynamic = any(below) or isinstance(node, wire.Reference | wire.Local | wire.Call)
+        if is_dynamic:
+            found.add(id(node))
+        return is_dynamic
+
+    for step in template.steps:
+        visit(step)
+    return frozenset(found)
 
 
 def _maker(

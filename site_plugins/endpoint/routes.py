@@ -16,6 +16,7 @@ from federated_dask.protocol.messages import (
     DelegationReply,
     DelegationRequest,
     JobSubmission,
+    LeaseTerms,
     SiteDescription,
 )
 from site_plugins.datasets import StoredVariable
@@ -250,6 +251,22 @@ async def held(
     """Fetch a result that a job of yours holds at the site."""
     runner: JobRunner = request.app.state.runner
     return FrameResponse(await runner.fetch(lease, output, principal))
+
+
+@router.post(
+    "/leases/{lease}",
+    tags=["jobs"],
+    summary="Keep held results for longer",
+    responses={
+        **json_of(LeaseTerms),
+        **failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_RESULT),
+    },
+    response_class=Response,
+)
+async def renew(request: Request, principal: Asker, lease: Lease) -> Response:
+    """Renew a lease of yours: it lasts as long as after its job, but not for ever."""
+    seconds = await _gateway(request).renew(lease, owner_of(principal))
+    return _json(LeaseTerms(lease_seconds=seconds))
 
 
 @router.post(

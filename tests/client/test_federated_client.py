@@ -396,7 +396,7 @@ class TestPersisting:
             lambda dask_scheduler: dask_scheduler.plugins["federated-site"].federated_release_all()
         )
         for attempt in (persisted.compute, lambda: persisted.compute(scheduler="sync")):
-            with pytest.raises(NotFound, match="Compute the expression again") as error:
+            with pytest.raises(NotFound, match=r"persist\(\) the expression again") as error:
                 attempt()
             assert error.value.reason is Reason.UNKNOWN_RESULT
             assert error.value.site == "north"

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import operator
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ import xarray as xr
 
 from federated_dask.errors import NotPermitted
 from federated_dask.protocol import operation_names as names
-from federated_dask.protocol.operations import OperationTable, operation_table
+from federated_dask.protocol.operations import OperationTable, _most_positional, operation_table
+from federated_dask.protocol.wrappers import STANDING_IN
 
 TABLE = operation_table()
 METHODS = {
@@ -36,8 +38,23 @@ SPECIAL = METHODS | {"array.reshape", "dask.array.wrap._broadcast_trick_inner"}
 def test_every_name_is_exactly_the_object_that_it_names() -> None:
     for name in set(TABLE.names) - SPECIAL:
         module, _, member = name.rpartition(".")
-        assert TABLE.lookup(name) is vars(importlib.import_module(module))[member]
-        assert callable(TABLE.lookup(name))
+        original = vars(importlib.import_module(module))[member]
+        called = TABLE.lookup(name)
+        assert called is STANDING_IN.get(name, original)
+        assert callable(called)
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE.only(STANDING_IN), TABLE.without(["numpy.add"])])
+def test_what_stands_in_is_called_and_both_have_the_name(table: OperationTable) -> None:
+    for name, ours in STANDING_IN.items():
+        module, _, member = name.rpartition(".")
+        original = vars(importlib.import_module(module))[member]
+        assert original is not ours
+        assert table.lookup(name) is ours
+        assert table.name_of(original) == table.name_of(ours) == name
+        assert pickle.loads(pickle.dumps(ours)) is ours
+        assert table.most_positional(name) == _most_positional(name, original)
+    assert TABLE.without(["operator.pow"]).name_of(operator.pow) is None
 
 
 def test_every_listed_name_exists_in_the_tested_versions() -> None:

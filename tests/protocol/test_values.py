@@ -39,6 +39,13 @@ def round_trip(obj: object) -> Any:
     return decode_value(*sent(obj), TABLE)
 
 
+def written(array: np.ndarray) -> bytes:
+    """Bytes of an array without those that lie between long doubles."""
+    if array.dtype.char not in "gG":
+        return array.tobytes()
+    return np.frombuffer(array.tobytes(), "u1").reshape(-1, 16)[:, :10].tobytes()
+
+
 def assert_same(ours: Any, theirs: Any) -> None:
     assert type(ours) is type(theirs)
     if isinstance(theirs, np.ndarray):
@@ -48,7 +55,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
             for one, other in zip(ours.flat, theirs.flat, strict=True):
                 assert_same(one, other)
         else:
-            assert ours.tobytes() == theirs.tobytes()
+            assert written(ours) == written(theirs)
     elif isinstance(theirs, list | tuple):
         assert len(ours) == len(theirs)
         for one, other in zip(ours, theirs, strict=True):

@@ -34,6 +34,7 @@ ROUTES = [
     ("POST", "/jobs"),
     ("GET", "/leases/x/0"),
     ("GET", "/leases/x/y"),
+    ("POST", "/leases/x"),
     ("DELETE", "/leases/x"),
 ]
 
