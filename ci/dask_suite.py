@@ -169,7 +169,9 @@ class Judge:
         task = plan.graph.tasks[position]
         if task.program is None and task.blocker == UNWRITABLE:
             return None
-        if holds_user_code(task.node):
+        given = [plan.graph.tasks[below] for below in task.dependencies]
+        held = [task.node, *(below.node for below in given if below.unsendable is not None)]
+        if any(holds_user_code(node) for node in held):
             return USER
         if task.program is not None:
             lacking = plan.placement.reasons.get(position)

@@ -342,6 +342,6 @@ max_lifetime = "90d"
 # lease_seconds = 3600              # how long results are held for a client that is silent
 # longest_lease_seconds = "24h"     # how long they are held at the longest
 # leases_per_owner = 500            # how many sets of held results one person may have
-# held_bytes_per_owner = "16GiB"    # and how large; by default a quarter of the workers' memory
+# A further one, held_bytes_per_owner, is a quarter of the workers' memory where it is not given.
 # heartbeat_seconds = 5             # how often a running job says that it is alive
 """

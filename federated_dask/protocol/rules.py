@@ -261,12 +261,16 @@ class _Checker:
         forwarded = name in names.FORWARDING
         if keyword == "copy" and node is not True and (forwarded or name in names.COPYING):
             raise _not_permitted(f"{name} may not write into its argument.")
-        if keyword == "where" and node is not True and name not in (None, names.WHERE):
+        if (
+            keyword == "where"
+            and node is not True
+            and name not in (None, names.WHERE)
+            and (forwarded or not _has_parameter(self.table.lookup(str(name)), "where"))
+        ):
             # Elsewhere the result would be memory that nobody wrote, of whoever had it before:
             # for reductions `where` has another meaning, and they have a parameter of that name.
             # Others hand it on, as `numpy.clip` does, and as `mean_chunk` to what it calls.
-            if forwarded or not _has_parameter(self.table.lookup(str(name)), "where"):
-                raise _not_permitted(f"{name} may not leave a part of its result unwritten.")
+            raise _not_permitted(f"{name} may not leave a part of its result unwritten.")
 
     def callee(self, node: Node, depth: int, caller: str, total: int) -> None:
         """Check an argument that `caller` calls."""

@@ -22,7 +22,15 @@ from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype
 from federated_dask.protocol.frames import Buffer
 
-__all__ = ["HASH_MODULUS", "MOST_TUPLE_KEYS", "Resolver", "Value", "decode_value", "encode_value", "object_kind"]
+__all__ = [
+    "HASH_MODULUS",
+    "MOST_TUPLE_KEYS",
+    "Resolver",
+    "Value",
+    "decode_value",
+    "encode_value",
+    "object_kind",
+]
 
 LONG_DOUBLE = np.dtype(np.longdouble)
 LONG_DOUBLE_BYTES = 10 if np.finfo(np.longdouble).nmant == 63 else LONG_DOUBLE.itemsize
@@ -285,9 +293,8 @@ class _Encoder:
         raw = flat.view(np.uint8)
         if data.dtype.char in "gG":
             # Between such numbers is memory that nobody wrote, of whoever had it before.
-            raw = raw.reshape(-1, LONG_DOUBLE.itemsize).copy()
-            raw[:, LONG_DOUBLE_BYTES:] = 0
-            raw = raw.reshape(-1)
+            raw = raw.copy()
+            raw.reshape(-1, LONG_DOUBLE.itemsize)[:, LONG_DOUBLE_BYTES:] = 0
         self.buffers.append(raw.data if flat.nbytes else b"")
         return len(self.buffers) - 1
 

@@ -377,7 +377,8 @@ def _concatenate3(arrays: Any) -> Any:
 
 
 def _concatenate_axes(arrays: Any, axes: Any) -> Any:
-    from dask.array.core import deepfirst, ndimlist, transposelist
+    from dask.array.core import deepfirst, transposelist
+    from dask.utils import ndimlist
 
     if len(axes) != ndimlist(arrays):
         raise ValueError("Length of axes should equal depth of nested arrays")
@@ -407,7 +408,8 @@ def _check_tiling(arrays: Any) -> None:
     """
     if not isinstance(arrays, list | tuple):
         return
-    expected, first = 1, arrays
+    expected = 1
+    first: Any = arrays
     while isinstance(first, list | tuple) and first:
         expected *= len(first)
         first = first[0]
@@ -478,9 +480,10 @@ def _lshift(a: Any, b: Any, /) -> Any:
 def _mul(a: Any, b: Any, /) -> Any:
     if isinstance(a, int) and isinstance(b, int):
         _check_bits(a.bit_length() + b.bit_length())
-    elif isinstance(a, SEQUENCES) or isinstance(b, SEQUENCES):
-        if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
-            raise TypeError("sequences are not repeated here")
+    elif (isinstance(a, SEQUENCES) and not isinstance(b, np.ndarray)) or (
+        isinstance(b, SEQUENCES) and not isinstance(a, np.ndarray)
+    ):
+        raise TypeError("sequences are not repeated here")
     return operator.mul(a, b)
 
 
@@ -496,7 +499,6 @@ SEQUENCES = (str, bytes, bytearray, list, tuple)
 def _check_bits(bits: int) -> None:
     if bits > LARGEST_INTEGER_BITS:
         raise OverflowError(f"an integer of more than {LARGEST_INTEGER_BITS} bits")
-
 
 
 STANDING_IN: dict[str, Callable[..., Any]] = {

@@ -23,6 +23,7 @@ from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, intern
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import components
+from site_plugins.endpoint.streams import ByteBudget
 from site_plugins.tokens import TokenVerifier
 
 __all__ = ["create_app"]
@@ -83,6 +84,8 @@ def create_app(
     app.state.peering = peering
     app.state.operations = None if chosen is everything else chosen.names
     app.state.body_seconds = body_seconds
+    limits = app.state.runner.settings.limits
+    app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
     app.include_router(router)
     app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)

@@ -20,8 +20,8 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -35,8 +35,8 @@ from federated_dask.errors import (
     TaskFailed,
 )
 from federated_dask.protocol import graph as wire
-from federated_dask.protocol.frames import encode_frame
-from federated_dask.protocol.graph import CheckedGraph, check_graph
+from federated_dask.protocol.frames import Frame, decode_message, encode_frame
+from federated_dask.protocol.graph import check_graph
 from federated_dask.protocol.messages import (
     Accepted,
     DelegationRequest,
@@ -75,7 +75,16 @@ __all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
 logger = logging.getLogger(__name__)
 
 
+T = TypeVar("T")
+
 MOST_OUTFLOWS = 10_000
+
+SMALL_MESSAGE = 2**14
+"""Bytes of a submission up to which it is decoded and checked in the event loop."""
+SMALL_BUFFERS = 2**16
+"""Bytes of values up to which they are decoded in the event loop."""
+SMALL_NODES = 10_000
+"""Argument nodes of all tasks up to which these are built in the event loop."""
 
 
 @dataclasses.dataclass
@@ -125,10 +134,15 @@ class JobRunner:
         self.peering = peering
         self._outflows: OrderedDict[str, _Outflow] = OrderedDict()
 
-    async def admit(
-        self, submission: JobSubmission, buffers: list[bytearray], principal: Principal
-    ) -> Job:
+    async def admit(self, frame: Frame, principal: Principal) -> Job:
         """Check a submission and build its tasks.
+
+        Parameters
+        ----------
+        frame : Frame
+            A `JobSubmission`, and the buffers of its graph's values.
+        principal : Principal
+            Who asks.
 
         Raises
         ------
@@ -136,6 +150,10 @@ class JobRunner:
             Whatever is wrong with it.
         """
         limits = self.settings.limits
+        # How few tasks there are does not say how much there is to do for them.
+        size = memoryview(frame.message).nbytes
+        is_small = size <= SMALL_MESSAGE and sum(map(len, frame.buffers)) <= SMALL_BUFFERS
+        submission = await _called(is_small, lambda: decode_message(frame, JobSubmission))
         graph = submission.graph
         if len(submission.outputs) > limits.outputs:
             raise RequestRefused(
@@ -144,13 +162,9 @@ class JobRunner:
                 reason=Reason.LIMIT_EXCEEDED,
                 hint="Use larger chunks, or compute the expression in parts.",
             )
-        is_small = graph.tasks <= SMALL_GRAPH
-        arguments = (graph, self.table, limits)
-        checked: CheckedGraph = (
-            check_graph(*arguments)
-            if is_small
-            else await asyncio.to_thread(check_graph, *arguments)
-        )
+        is_small = is_small and graph.tasks <= SMALL_GRAPH
+        checked = await _called(is_small, lambda: check_graph(graph, self.table, limits))
+        is_small = is_small and checked.nodes <= SMALL_NODES
         sources = [
             await self._source(source.dataset, source.version, source.variable)
             for source in graph.sources
@@ -163,12 +177,12 @@ class JobRunner:
                 checked,
                 [output.task for output in submission.outputs],
                 sources=sources,
-                buffers=buffers,
+                buffers=frame.buffers,
                 held=held,
                 table=self.table,
             )
 
-        built = build() if is_small else await asyncio.to_thread(without_collection, build)
+        built = await _called(is_small, build if is_small else lambda: without_collection(build))
         job = await self._job(built, submission.outputs, owner, submission.label)
         return dataclasses.replace(job, pulls=pulls)
 
@@ -438,6 +452,11 @@ class JobRunner:
         outflow.released.update(job.released)
         outflow.outputs.update(p for p in outputs if job.outputs[p].release)
         return Finished(lease=lease, lease_seconds=seconds, pulled_bytes=pulled)
+
+
+async def _called(is_small: bool, function: Callable[[], T]) -> T:
+    """Call a function, in a thread unless it is done soon: meanwhile nobody is answered."""
+    return function() if is_small else await asyncio.to_thread(function)
 
 
 class JobFailed(TaskFailed):

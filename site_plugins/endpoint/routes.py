@@ -9,13 +9,12 @@ import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from federated_dask.errors import FederatedError, Reason, RequestRefused, VersionChanged
-from federated_dask.protocol.frames import decode_message, encode_frame
+from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
     Catalogue,
     DelegationReply,
     DelegationRequest,
-    JobSubmission,
     LeaseTerms,
     SiteDescription,
 )
@@ -226,9 +225,11 @@ async def jobs(request: Request, principal: Asker) -> Response:
     cancels what is not to be held.
     """
     runner: JobRunner = request.app.state.runner
-    frame = await receive_frame(request, runner.settings.limits, request.app.state.body_seconds)
-    submission = decode_message(frame, JobSubmission)
-    job = await runner.admit(submission, frame.buffers, principal)
+    state = request.app.state
+    async with receive_frame(
+        request, runner.settings.limits, state.body_seconds, state.budget
+    ) as frame:
+        job = await runner.admit(frame, principal)
     return FrameStream(runner.events(job))
 
 

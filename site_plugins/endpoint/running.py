@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import dask.base
 import dask.config
 import msgspec
+import numpy as np
 from dask._expr import LLGExpr
 from distributed.client import Client, Future, as_completed
 
@@ -258,26 +259,32 @@ class Run:
             yield key, values.pop()
 
     async def _released(self, position: int, name: int, value: object) -> Pieces:
-        buffers: list[Buffer] = []
-        try:
+        limited = [
+            dataset
+            for dataset in sorted(self.job.built.labels[position])
+            if self.job.egress[dataset].tier != "open"
+        ]
+
+        def encode() -> tuple[Result, list[Buffer], int]:
+            buffers: list[Buffer] = []
             encoded = encode_value(value, buffers, resolver=self.table)
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            if limited:
+                # Shapes and what stands in the tree itself tell of the data too.
+                size += len(msgspec.msgpack.encode(encoded))
+            return Result(output=name, value=encoded), buffers, size
+
+        is_small = _is_small(value)
+        try:
+            message, buffers, size = encode() if is_small else await asyncio.to_thread(encode)
         except TypeError as error:
             raise TaskFailed(
                 f"A result cannot be sent: {error}.",
                 site=self.gateway.site,
                 hint="Convert it to a plain type in the expression, for example by `astype`.",
             ) from None
-        message = Result(output=name, value=encoded)
-        size = sum(memoryview(buffer).nbytes for buffer in buffers)
-        limited = [
-            dataset
-            for dataset in sorted(self.job.built.labels[position])
-            if self.job.egress[dataset].tier != "open"
-        ]
-        if limited:
-            # Shapes and what stands in the tree itself tell of the data too.
-            self._charge(limited, size + len(msgspec.msgpack.encode(encoded)))
-        if size <= SMALL_RESULT:
+        self._charge(limited, size)
+        if is_small:
             return encode_frame(message, buffers)
         return await asyncio.to_thread(encode_frame, message, buffers)
 
@@ -315,7 +322,7 @@ class Run:
             ],
         )
         logger.info(
-            "A task of job %s (%s) failed: %s", job.name, job.label, type(error).__qualname__
+            "A task of job %s (%r) failed: %s", job.name, job.label, type(error).__qualname__
         )
         return failure
 
@@ -325,6 +332,13 @@ class Run:
         for future in (*self.futures.values(), *self.pulled.values()):
             future.release()
         self.futures, self.pulled = {}, {}
+
+
+def _is_small(value: object) -> bool:
+    """Whether a value is encoded soon: numbers, few of them."""
+    if isinstance(value, np.ndarray | np.generic):
+        return not value.dtype.hasobject and value.nbytes <= SMALL_RESULT
+    return value is None or isinstance(value, bool | int | float)
 
 
 _collection = threading.Lock()

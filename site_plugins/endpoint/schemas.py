@@ -14,6 +14,7 @@ from federated_dask.protocol.messages import (
     DelegationReply,
     DelegationRequest,
     Failure,
+    LeaseTerms,
     SiteDescription,
 )
 
@@ -32,7 +33,7 @@ ALSO = {
 def components() -> dict[str, Any]:
     """Schemas of the messages that cross as JSON."""
     _, schemas = msgspec.json.schema_components(
-        [Catalogue, DelegationReply, DelegationRequest, Failure, SiteDescription],
+        [Catalogue, DelegationReply, DelegationRequest, Failure, LeaseTerms, SiteDescription],
         ref_template=SCHEMA + "{name}",
     )
     return schemas

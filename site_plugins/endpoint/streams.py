@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from federated_dask.errors import Reason, RequestRefused
-from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder
+from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, StoredFrame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
 
-__all__ = ["FrameResponse", "FrameStream", "receive_frame", "receive_small"]
+__all__ = ["ByteBudget", "FrameResponse", "FrameStream", "receive_frame", "receive_small"]
 
 SMALL_BODY = 64 * 1024
 PIECE = 256 * 1024
@@ -128,8 +130,58 @@ async def receive_small(request: Request, seconds: float) -> bytes:
     return bytes(body)
 
 
-async def receive_frame(request: Request, limits: Limits, seconds: float) -> Frame:
-    """Receive a body of exactly one frame.
+class ByteBudget:
+    """Memory that all requests together may take at once.
+
+    Parameters
+    ----------
+    total : int
+        Bytes.
+
+    Examples
+    --------
+    >>> budget = ByteBudget(10)
+    >>> budget.free
+    10
+    """
+
+    def __init__(self, total: int) -> None:
+        self.free = total
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def taken(self, size: int) -> AsyncIterator[None]:
+        """Take `size` bytes for a while; waits for its turn until there are as many."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        self._hand_out()
+        try:
+            await turn
+            yield
+        finally:
+            if turn.done() and not turn.cancelled():
+                self.free += size
+            else:
+                turn.cancel()
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if not turn.cancelled():
+                if size > self.free:
+                    # First come, first served: else small ones would starve a large one.
+                    return
+                self.free -= size
+                turn.set_result(None)
+            self._waiting.popleft()
+
+
+@contextlib.asynccontextmanager
+async def receive_frame(
+    request: Request, limits: Limits, seconds: float, budget: ByteBudget
+) -> AsyncIterator[Frame]:
+    """Receive a body of exactly one frame, to be used inside of the block.
 
     Parameters
     ----------
@@ -139,14 +191,36 @@ async def receive_frame(request: Request, limits: Limits, seconds: float) -> Fra
         Caps on the frame; what is over them is refused from its first bytes.
     seconds : float
         Deadline for the whole body.
+    budget : ByteBudget
+        What all frames that are in use at once may take; a frame is decompressed when it
+        is whole and there is room for it.
 
     Raises
     ------
     RequestRefused
         ``malformed`` or ``limit_exceeded``.
     """
-    decoder = FrameDecoder(limits)
-    found: list[Frame] = []
+    deadline = asyncio.get_running_loop().time() + seconds
+    stored = await _receive_stored(request, FrameDecoder(limits), seconds)
+    size = stored.nbytes
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await stack.enter_async_context(budget.taken(size))
+        except TimeoutError:
+            raise RequestRefused(
+                f"The site was too busy to take in {size} bytes.",
+                reason=Reason.LIMIT_EXCEEDED,
+                hint="Try again later, or send less at once.",
+            ) from None
+        if size <= SMALL_BODY:
+            yield stored.decompressed()
+        else:
+            yield await asyncio.to_thread(stored.decompressed)
+
+
+async def _receive_stored(request: Request, decoder: FrameDecoder, seconds: float) -> StoredFrame:
+    found: list[StoredFrame] = []
     try:
         async with asyncio.timeout(seconds):
             async for data in request.stream():
@@ -154,7 +228,7 @@ async def receive_frame(request: Request, limits: Limits, seconds: float) -> Fra
                     raise RequestRefused(
                         "The body goes on behind its frame.", reason=Reason.MALFORMED
                     )
-                found += decoder.feed(data)
+                found += decoder.feed_stored(data)
     except TimeoutError:
         raise RequestRefused(
             f"The body did not arrive within {seconds:g} seconds.",

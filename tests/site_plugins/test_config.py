@@ -53,6 +53,9 @@ def test_defaults(folder: Path) -> None:
     limits = config.limits
     assert limits.version_check_seconds == 2.0
     assert limits.lease_seconds == 3600
+    assert limits.longest_lease_seconds == 86_400
+    assert limits.leases_per_owner == 500
+    assert limits.held_bytes_per_owner is None
     assert limits.heartbeat_seconds == 5
 
 
@@ -90,6 +93,9 @@ def test_everything_can_be_said(folder: Path) -> None:
         buffer_bytes = "64MiB"
         tasks = 10
         lease_seconds = "2h"
+        longest_lease_seconds = "2d"
+        leases_per_owner = 3
+        held_bytes_per_owner = "1GiB"
         """,
     )
     assert config.tokens.max_lifetime == 7 * 86_400
@@ -102,6 +108,9 @@ def test_everything_can_be_said(folder: Path) -> None:
     assert config.limits.protocol().buffer_bytes == 64 * 2**20
     assert config.limits.protocol().tasks == 10
     assert config.limits.lease_seconds == 7200
+    assert config.limits.longest_lease_seconds == 2 * 86_400
+    assert config.limits.leases_per_owner == 3
+    assert config.limits.held_bytes_per_owner == 2**30
 
 
 def test_every_cap_of_the_protocol_can_be_set() -> None:
@@ -127,6 +136,7 @@ def test_every_cap_of_the_protocol_can_be_set() -> None:
             "datasets.a: open_options cannot hold chunks: the site sets it itself",
         ),
         ("[limits]\ntasks = 0", "limits.tasks: input should be greater than 0"),
+        ("[limits]\nleases_per_owner = 0", "limits.leases_per_owner: input should be greater"),
         ("[limits]\ntask = 1", "limits.task: is not a known key; did you mean 'tasks'?"),
         ("[limits]\nlease_seconds = 'long'", "limits.lease_seconds: must be a duration"),
         ("[cluster]\naddress = 'http://x'", "cluster.address: must start with tls:// or tcp://"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 
+from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.messages import Peer
 from site_plugins.config import parse_config
 from site_plugins.datasets import StoredDataset
@@ -53,6 +54,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def tasks(client: Client) -> dict[Any, Any]:
     return dict(client.cluster.scheduler.tasks)
+
+
+def plugin_of(client: Client) -> SitePlugin:
+    return client.cluster.scheduler.plugins["federated-site"]
 
 
 def output(key: str) -> LeasedOutput:
@@ -125,6 +130,89 @@ async def test_a_lease_that_is_not_used_ends(client: Client) -> None:
     assert await ask(client, "federated_held", lease="l", owner="ada") is None
 
 
+async def hold(client: Client, lease: str, key: str, owner: str = "ada") -> Any:
+    return await ask(client, "federated_hold", lease=lease, owner=owner, outputs={0: output(key)})
+
+
+async def test_a_lease_is_renewed_by_its_owner(client: Client) -> None:
+    future = client.submit(int, "5", key="five")
+    await future
+    assert await hold(client, "l", "five") == pytest.approx(100, abs=0.1)
+    lease = plugin_of(client)._leases["l"]
+    lease.end -= 50
+    assert await ask(client, "federated_renew", lease="l", owner="bob") is None
+    assert lease.end < time.monotonic() + 60
+    assert await ask(client, "federated_renew", lease="l", owner="ada") == pytest.approx(100, 0.01)
+    assert lease.end > time.monotonic() + 60
+    assert await ask(client, "federated_renew", lease="other", owner="ada") is None
+
+
+@pytest.mark.parametrize("operation", ["federated_renew", "federated_held"])
+async def test_no_lease_lasts_for_ever(client: Client, operation: str) -> None:
+    plugin_of(client).longest_lease_seconds = 150.0
+    future = client.submit(int, "5", key="five")
+    await future
+    assert await hold(client, "l", "five") == pytest.approx(100, abs=0.1)
+    lease = plugin_of(client)._leases["l"]
+    # As if a minute had passed, and then three.
+    lease.last_end -= 60
+    await ask(client, operation, lease="l", owner="ada")
+    assert lease.end == pytest.approx(time.monotonic() + 90, abs=1)
+    lease.last_end -= 120
+    await ask(client, operation, lease="l", owner="ada")
+    future.release()
+    await until(lambda: not tasks(client))
+    assert await ask(client, operation, lease="l", owner="ada") is None
+
+
+async def test_leases_of_one_owner_are_counted(client: Client) -> None:
+    plugin_of(client).leases_per_owner = 2
+    future = client.submit(int, "5", key="five")
+    await future
+    assert await hold(client, "a", "five")
+    assert await hold(client, "b", "five")
+    refusal = await hold(client, "c", "five")
+    assert isinstance(refusal, RequestRefused)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert "this site holds 2 for one person" in refusal.message
+    assert "persist() less" in str(refusal.hint)
+    assert await ask(client, "federated_held", lease="c", owner="ada") is None
+    assert "federated-lease-c" not in client.cluster.scheduler.clients
+    assert await hold(client, "d", "five", owner="bob")
+    await ask(client, "federated_release", lease="a", owner="ada")
+    assert await hold(client, "c", "five")
+
+
+async def test_bytes_of_one_owner_are_counted(client: Client) -> None:
+    plugin_of(client).held_bytes_per_owner = 2500
+    futures = [client.submit(bytes, 1000, key=key) for key in "xyz"]
+    for future in futures:
+        await future
+    assert await hold(client, "a", "x")
+    # The same result twice in one lease is held once.
+    both = {0: output("y"), 1: output("y")}
+    assert await ask(client, "federated_hold", lease="b", owner="ada", outputs=both)
+    refusal = await hold(client, "c", "z")
+    assert isinstance(refusal, RequestRefused)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert "2,500 for one person" in refusal.message
+    assert await hold(client, "d", "z", owner="bob")
+    await ask(client, "federated_release", lease="a", owner="ada")
+    assert await hold(client, "c", "z")
+
+
+async def test_by_default_one_owner_holds_a_part_of_the_memory(client: Client) -> None:
+    [worker] = client.cluster.scheduler.workers.values()
+    worker.memory_limit = 3600
+    future = client.submit(bytes, 1000, key="x")
+    await future
+    refusal = await hold(client, "a", "x")
+    assert isinstance(refusal, RequestRefused)
+    assert "900 for one person" in refusal.message
+    worker.memory_limit = 0
+    assert await hold(client, "a", "x")
+
+
 async def test_accounts_of_unknown_jobs_are_empty(client: Client) -> None:
     assert await ask(client, "federated_account", job="nothing") == JobAccount()
 
@@ -140,11 +228,17 @@ def test_from_config(tmp_path: Path) -> None:
             "tokens": {"private_key": files["private_key"]},
             "peers": [{"name": "south", "address": "https://south:1"}],
             "datasets": {"a1b": {"path": "a1b.zarr", "keywords": ["air"]}},
-            "limits": {"lease_seconds": "1h"},
+            "limits": {
+                "lease_seconds": "1h",
+                "longest_lease_seconds": "5h",
+                "leases_per_owner": 7,
+                "held_bytes_per_owner": "1MiB",
+            },
         },
         tmp_path,
     )
     plugin = SitePlugin.from_config(config)
     assert plugin.datasets["a1b"].path == str(tmp_path / "a1b.zarr")
     assert plugin.peers == (Peer(name="south", address="https://south:1"),)
-    assert plugin.lease_seconds == 3600
+    assert (plugin.lease_seconds, plugin.longest_lease_seconds) == (3600, 5 * 3600)
+    assert (plugin.leases_per_owner, plugin.held_bytes_per_owner) == (7, 2**20)

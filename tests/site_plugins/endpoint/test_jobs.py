@@ -1,7 +1,9 @@
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,15 +14,17 @@ from federated_dask.protocol.messages import (
     Failure,
     Finished,
     Heartbeat,
+    LeaseTerms,
     Output,
     Progress,
     Result,
 )
 from federated_dask.protocol.values import encode_value
 from site_plugins import LocalFederation
+from site_plugins.endpoint.gateway import Gateway
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
-from tests.site_plugins.helpers import AIR, Caller, dataset, submission, value_of
+from tests.site_plugins.helpers import AIR, DEADLINE, Caller, dataset, submission, value_of
 
 TOTAL = AIR.sum(axis=0)
 
@@ -272,6 +276,55 @@ async def test_held_results_are_used_by_a_second_job(north: Caller) -> None:
     assert await north.read("DELETE", f"/leases/{last.lease}") == (204, b"")
     _, failure = await north.refused("GET", f"/leases/{last.lease}/0")
     assert failure.reason == "unknown_result"
+
+
+async def test_a_lease_is_renewed(north: Caller, federation: LocalFederation) -> None:
+    graph = Graph(templates=(template(Integer()),), blocks=(block(0, 1),))
+    _, last = await north.run(graph, Output(task=0, hold=True))
+    assert isinstance(last, Finished)
+    path = f"/leases/{last.lease}"
+    status, body = await north.read("POST", path)
+    assert status == 200
+    terms = msgspec.json.decode(body, type=LeaseTerms)
+    assert last.lease_seconds == pytest.approx(3600, abs=10)
+    assert terms.lease_seconds == pytest.approx(3600, abs=10)
+    other = Caller(federation, "north", federation.new_token("north", "somebody else"))
+    for caller in (other, north):
+        status, failure = await caller.refused("POST", path)
+        assert (status, failure.reason) == (404, "unknown_result")
+        assert failure.hint == "persist() the expression again."
+        await north.read("DELETE", path)
+
+
+def _leases(dask_scheduler: Any) -> list[str]:
+    return list(dask_scheduler.plugins["federated-site"]._leases)
+
+
+@pytest.mark.parametrize("where", ["hold", "account"])
+async def test_who_leaves_before_being_told_of_a_lease_has_none(
+    north: Caller, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    begun, left = threading.Event(), threading.Event()
+    real = getattr(Gateway, where)
+
+    async def slow(self: Gateway, *arguments: Any, **options: Any) -> Any:
+        answer = await real(self, *arguments, **options)
+        if where == "hold" or options.get("close"):
+            begun.set()
+            while not left.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return answer
+
+    monkeypatch.setattr(Gateway, where, slow)
+    graph = Graph(templates=(template(Integer()),), blocks=(block(0, 1),))
+    body = submission(graph, Output(task=0, hold=True))
+    async with north.request("POST", "/jobs", data=body):
+        assert await asyncio.to_thread(begun.wait, DEADLINE)
+        assert len(north.on_scheduler(_leases)) == 1
+    left.set()
+    async with asyncio.timeout(DEADLINE):
+        while north.on_scheduler(_leases):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def test_equal_work_is_done_once(north: Caller) -> None:
