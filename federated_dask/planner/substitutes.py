@@ -206,6 +206,8 @@ def _masked(data: Any, mask: Any = False, masked_dtype: Any = None, **keywords: 
     # `chunks` is for Dask, and numpy's mark for no mask is a numpy False.
     keywords.pop("chunks", None)
     keywords.pop("copy", None)
+    if _plain(keywords.pop("hard_mask", False)):
+        raise CannotSubstitute("a hard mask has no wire form")
     return wrappers.masked_array, (data, mask, masked_dtype), keywords
 
 

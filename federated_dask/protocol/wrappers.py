@@ -387,7 +387,7 @@ def _concatenate_axes(arrays: Any, axes: Any) -> Any:
 
 
 def _concatenate_shaped(arrays: Any, shape: Any) -> Any:
-    from dask.array.core import reshapelist
+    from dask.core import reshapelist
 
     return _concatenate3(reshapelist(shape, arrays))
 
@@ -406,7 +406,7 @@ def _check_tiling(arrays: Any) -> None:
     Dask takes the number of blocks along each axis from the first ones, sets memory aside
     for all of them, and fills what there is.
     """
-    if not isinstance(arrays, list | tuple):
+    if not isinstance(arrays, list | tuple) or not arrays:
         return
     expected = 1
     first: Any = arrays

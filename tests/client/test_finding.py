@@ -9,7 +9,7 @@ from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.messages import Catalogue, Peer, SiteDescription
 
 GIVEN = {"https://a": "a", "https://b": "b"}
-SECRET = "secret"  # noqa: S105
+SECRET = "secret"
 TRUE, FALSE = "https://ocean.example", "https://collector.example"
 
 

@@ -1,14 +1,15 @@
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
-from federated_dask.planner.graph import lower
+from federated_dask.planner.graph import home_graph, lower
 from federated_dask.planner.nodes import uses
-from federated_dask.planner.sizes import FLOX_CHUNK, estimate_sizes, read_bytes
+from federated_dask.planner.sizes import FLOX_CHUNK, estimate_sizes, is_stated_exactly, read_bytes
 from tests.planner.federation import TABLE, Federation
 
 
@@ -99,3 +100,46 @@ def test_objects_and_unknown_shapes_have_some_size() -> None:
     y = stored(federation)
     masked = y[y > 0]
     assert all(size >= 0 for size in of(masked).values())
+
+
+def reshaped(x: da.Array) -> da.Array:
+    return x.reshape(40, 300).rechunk((7, 100))
+
+
+@pytest.mark.parametrize(
+    ("make", "is_known"),
+    [
+        (lambda x: x + 1, True),
+        (lambda x: x.sum(axis=0), True),
+        (lambda x: x.mean(), True),
+        (lambda x: x.mean(axis=(0, 2)), True),
+        (lambda x: x.std(axis=1), True),
+        (lambda x: x[:10].mean(axis=0), True),
+        (lambda x: x.argmax(axis=0), True),
+        (lambda x: da.nanmax(x, axis=2), True),
+        (lambda x: x.sum(axis=0, keepdims=True), False),
+        (lambda x: x.cumsum(axis=0), True),
+        (lambda x: da.topk(x, 3, axis=0), False),
+        (lambda x: da.linalg.svd(reshaped(x).rechunk((7, 300)))[1], None),
+        (lambda x: reshaped(x).T @ reshaped(x), True),
+        (lambda x: da.percentile(x.reshape(-1), [5, 50]), None),
+        (lambda x: da.histogram(x, bins=5, range=(0, 1))[0], None),
+        (lambda x: x[x > 0.5], False),
+        (lambda x: x[::3, [0, 4, 2]], True),
+        (lambda x: da.where(x > 0.5, x, np.float32(2)).astype("i4"), True),
+        (lambda x: da.unique(da.round(x)), None),
+    ],
+)
+def test_what_is_stated_exactly_is_so(make: Any, is_known: bool | None) -> None:
+    values = np.random.default_rng(0).random((40, 6, 50))
+    array = make(da.from_array(values, chunks=(10, 6, 25)))
+    graph = lower(array.dask, array.__dask_keys__(), TABLE)
+    nodes = home_graph(graph, range(len(graph.tasks)), {})
+    tasks = [task for task in graph.tasks if is_stated_exactly(task)]
+    made = dask.get(nodes, [task.key for task in tasks])
+    for task, value in zip(tasks, made, strict=True):
+        assert np.shape(value) == task.shape, task.label
+    if is_known is not None:
+        known = {task.key for task in tasks}
+        wanted = {graph.tasks[position].key for position in graph.outputs.values()}
+        assert (wanted <= known) is is_known

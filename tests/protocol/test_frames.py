@@ -18,6 +18,7 @@ from federated_dask.protocol.frames import (
     decode_message,
     encode_frame,
 )
+from federated_dask.protocol.graph import Graph
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import AnyJobEvent, Failure, JobSubmission, Progress
 
@@ -227,3 +228,34 @@ def test_bytes_that_are_no_message_are_refused(message: bytes) -> None:
 def test_text_that_is_no_unicode_is_refused() -> None:
     with pytest.raises(RequestRefused, match="does not parse"):
         decode_message(Frame(msgspec.Raw(b"\x81\xa5event\xa2\xff\xfe"), []), Failure)
+
+
+def test_a_frame_stays_compressed_until_it_is_whole() -> None:
+    size = 32 * 2**20
+    message = Failure(reason="internal", message="a" * 2**20)
+    stream = whole(message, [b"\0" * size, b"12345678"])
+    decoder = FrameDecoder()
+    with allocating_at_most(8 * 2**20):
+        assert decoder.feed_stored(stream[:-4]) == []
+        kept = len(decoder._header or b"") + sum(map(len, decoder._buffers))
+        assert kept < len(stream)
+    [stored] = decoder.feed_stored(stream[-4:])
+    assert size + 8 + 2**20 <= stored.nbytes < size + 2**20 + 2000
+    frame = stored.decompressed()
+    assert [len(buffer) for buffer in frame.buffers] == [size, 8]
+    assert decode_message(frame, Failure) == message
+
+
+@pytest.mark.parametrize(
+    "label", ["a\nb", "a\n", "\x1b[2J", "\x7f", "a\u202eb", "\x9b1m", "\u2028"]
+)
+def test_labels_are_printable(label: str) -> None:
+    graph = Graph(templates=(), blocks=())
+    for text, fits in (("Ångström · 北", True), (label, False)):
+        submission = JobSubmission(graph=graph, outputs=(), label=text)
+        [frame] = FrameDecoder().feed(whole(submission, []))
+        if fits:
+            assert decode_message(frame, JobSubmission) == submission
+        else:
+            with pytest.raises(RequestRefused):
+                decode_message(frame, JobSubmission)

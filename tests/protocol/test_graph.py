@@ -787,3 +787,25 @@ def test_decoding_and_checking_imports_opens_and_runs_nothing() -> None:
         [sys.executable, "-c", textwrap.dedent(AUDIT)], capture_output=True, text=True, timeout=120
     )
     assert done.stdout.startswith("0 "), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (Number(2**61 - 1),),
+        (Tuple((Number(-(2**62)),)),),
+        tuple(Tuple((Number(number),)) for number in range(300)),
+    ],
+)
+def test_keys_of_a_dict_cannot_be_made_to_collide(keys: Any) -> None:
+    node = Dictionary(tuple((key, None) for key in keys))
+    refused(graph_of(call("builtins.bool", node)), "key", RequestRefused)
+
+
+def test_many_tasks_of_one_large_template_are_too_much() -> None:
+    template = Template((call("builtins.bool", List((None,) * 10_000)),))
+    blocks = tuple(Block(0, 10, ()) for _ in range(100))
+    graph = Graph(templates=(template,), blocks=blocks)
+    assert check(graph).nodes > 10_000_000
+    with pytest.raises(RequestRefused, match="all of its tasks"):
+        check(graph, Limits(tasks=1000))

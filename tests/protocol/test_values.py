@@ -300,12 +300,13 @@ def test_plain_values(value: object) -> None:
     assert_same(round_trip(value), value)
 
 
+SMALL_INTEGERS = st.integers(2 - 2**61, 2**61 - 2)
 PLAIN_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=9)
     | st.complex_numbers() | st.timedeltas() | st.slices(9),
     lambda inner: st.lists(inner, max_size=3)
     | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.text() | st.integers() | st.none(), inner, max_size=3),
+    | st.dictionaries(st.text() | SMALL_INTEGERS | st.none(), inner, max_size=3),
     max_leaves=12,
 )  # fmt: skip
 
@@ -672,3 +673,94 @@ def test_damaged_trees_give_a_value_or_a_refusal(data: st.DataObject) -> None:
             return
         with contextlib.suppress(FederatedError):
             decode_value(tree, [bytearray(buffer) for buffer in buffers], TABLE)
+
+
+P = 2**61 - 1
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (v.LargeIntegerValue(hex(1025 * P)),),
+        (P,),
+        (-P,),
+        (v.TupleValue((1, v.TupleValue((P,)))),),
+        (v.ScalarValue("<c16", bytes(16)),),
+        (v.ComplexValue(1.0, 2.0),),
+        (v.TimeDeltaValue(1, 2, 3),),
+        tuple(v.TupleValue((number,)) for number in range(v.MOST_TUPLE_KEYS + 1)),
+    ],
+)
+def test_keys_of_a_dict_cannot_be_made_to_collide(keys: Any) -> None:
+    with pytest.raises(RequestRefused):
+        decode_value(v.DictValue(tuple((key, None) for key in keys)), [], TABLE)
+
+
+@pytest.mark.parametrize("key", [P, 3**60, 1j, (1, (P,)), np.int64(1), datetime.timedelta(1)])
+def test_dicts_with_other_keys_have_no_wire_form(key: Any) -> None:
+    with pytest.raises(TypeError, match="wire form"):
+        encode_value({key: 1}, [])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1] * 11,
+        [[1, 2]] * 4,
+        {number: number for number in range(6)},
+        np.array(["a"] * 11, object),
+        np.array([1, "a"] * 6, object),
+        [np.array(["a"] * 8, object), np.array(["a"] * 8, object)],
+    ],
+)
+def test_what_is_encoded_one_by_one_is_bounded(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_value(value, [])
+    monkeypatch.setattr(v, "LARGEST_ELEMENTWISE", 10)
+    with pytest.raises(TypeError, match="10 Python objects"):
+        encode_value(value, [])
+
+
+def test_texts_are_bounded_before_any_is_made() -> None:
+    count = v.LARGEST_ELEMENTWISE + 1
+    tree = v.TextArrayValue((count,), 0, 1)
+    with pytest.raises(RequestRefused) as refusal:
+        decode_value(tree, [bytearray(8 * count), bytearray()])
+    assert "too large" in str(refusal.value.__cause__)
+
+
+@pytest.mark.parametrize("dtype", ["g", "G"])
+def test_memory_between_long_doubles_does_not_cross(dtype: str) -> None:
+    array = np.frombuffer(b"\xa5" * 64, dtype)
+    for value in (array, array[0], array.reshape(1, -1).T):
+        buffers: list[Any] = []
+        tree: Any = encode_value(value, buffers)
+        data = bytes(buffers[0]) if buffers else tree.data
+        assert data == (b"\xa5" * 10 + bytes(6)) * (len(data) // 16)
+    with pytest.raises(TypeError, match="wire form"):
+        encode_value(np.zeros(1, [("a", dtype)]), [])
+    with pytest.raises(TypeError, match="wire form"):
+        encode_value(np.zeros(1, [("a", dtype)])[0], [])
+
+
+@pytest.mark.parametrize(
+    ("codec", "fields"),
+    [
+        (
+            "pandas.Index",
+            {"values": v.ArrayValue("<f2", (2,), (2,), False, 0), "dtype": "", "name": None},
+        ),
+        (
+            "scipy.sparse.csr_array",
+            {
+                "data": v.ArrayValue("<f8", (0,), (0,), False, 1),
+                "indices": v.ArrayValue("<i4", (0,), (0,), False, 1),
+                "indptr": v.ArrayValue("<i4", (10**9,), (1,), False, 0),
+                "shape": v.TupleValue((10**9 - 1, 10)),
+            },
+        ),
+    ],
+)
+def test_whatever_a_library_raises_is_a_refusal(codec: str, fields: Any) -> None:
+    tree = v.InstanceValue(codec, fields)
+    with pytest.raises(RequestRefused, match="do not fit"):
+        decode_value(tree, [bytearray(4), bytearray()], TABLE)

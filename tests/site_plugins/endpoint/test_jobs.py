@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from federated_dask.protocol import values
 from federated_dask.protocol.frames import FrameDecoder, decode_message
 from federated_dask.protocol.graph import Graph, Held, Integer, List, Reference, Source
 from federated_dask.protocol.messages import (
@@ -21,6 +22,7 @@ from federated_dask.protocol.messages import (
 )
 from federated_dask.protocol.values import encode_value
 from site_plugins import LocalFederation
+from site_plugins.endpoint import jobs, running
 from site_plugins.endpoint.gateway import Gateway
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
@@ -476,3 +478,92 @@ async def test_a_version_that_changes_while_the_job_waits(zarr_path: Path) -> No
     assert isinstance(last, Failure)
     assert (last.reason, last.site) == ("version_changed", "north")
     assert "canary" not in str(last)
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """Names of the threads in which the endpoint does what."""
+    found: dict[str, set[str]] = {}
+
+    def watch(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            found.setdefault(name, set()).add(threading.current_thread().name)
+            return function(*arguments, **keywords)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("decode_message", "check_graph", "build_graph"):
+        watch(jobs, name)
+    watch(running, "encode_value")
+    return found
+
+
+async def test_what_takes_long_is_done_beside_the_event_loop(
+    north: Caller, threads: dict[str, set[str]]
+) -> None:
+    few = Graph(templates=(template(call("builtins.bool", Integer())),), blocks=(block(0, 1),))
+    await north.run(few, 0)
+    [[loop]] = {tuple(names) for names in threads.values()}
+    threads.clear()
+
+    # One task whose template is large though it is few bytes.
+    node = List((List((None,) * 20_000),))
+    wide = Graph(templates=(template(call("builtins.bool", node)),), blocks=(block(0),))
+    results, _ = await north.run(wide, 0)
+    assert results == {0: True}
+    assert all(loop not in threads[name] for name in threads if name != "encode_value")
+    threads.clear()
+
+    # Many nodes by way of many tasks of one template.
+    many = Graph(
+        templates=(template(call("builtins.bool", List((None,) * 200))),),
+        blocks=tuple(block(0) for _ in range(100)),
+    )
+    await north.run(many, 0)
+    assert loop in threads["check_graph"]
+    assert loop not in threads["build_graph"]
+    threads.clear()
+
+    buffers: list[Any] = []
+    texts = encode_value(np.array([""] * 10_000, dtype=object), buffers)
+    graph = Graph(
+        values=(texts,),
+        templates=(template(call("numpy.ravel", Reference())),),
+        blocks=(block(0, 0),),
+    )
+    results, _ = await north.run(graph, 0, buffers=buffers)
+    assert len(results[0]) == 10_000
+    assert all(loop not in names for names in threads.values())
+
+
+async def test_a_result_of_too_many_objects_is_a_failure(
+    north: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(values, "LARGEST_ELEMENTWISE", 10)
+    graph = Graph(
+        templates=(template(call("builtins.list", call("numpy.arange", Integer()))),),
+        blocks=(block(0, 20),),
+    )
+    _, last = await north.run(graph, 0)
+    assert isinstance(last, Failure)
+    assert last.reason == "task_failed"
+    assert "10 Python objects" in last.message
+
+
+async def test_points_that_were_not_written_are_not_those_of_others(north: Caller) -> None:
+    graph = Graph(
+        templates=(
+            template(
+                call(
+                    "dask.array.core._vindex_merge",
+                    List((call("numpy.zeros", Integer(), dtype="i8"),)),
+                    List((call("numpy.ones", List((Integer(),))),)),
+                )
+            ),
+        ),
+        blocks=(block(0, 60_000, 60_000),),
+    )
+    results, _ = await north.run(graph, 0)
+    assert set(np.unique(results[0])) == {0.0, 1.0}

@@ -1,5 +1,5 @@
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +36,7 @@ from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.values import encode_value
 from site_plugins.datasets import StoredDataset, StoredVariable
-from site_plugins.endpoint import operands
+from site_plugins.endpoint import operands, programs
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.tasks import BuiltGraph, build_graph
 from site_plugins.scheduler_plugin import LeasedOutput
@@ -485,3 +485,23 @@ def test_read_tasks_are_minted_from_what_they_read() -> None:
         read_task(variable(version="v2"), (slice(0, 3), 4, np.array([1, 2])))[0],
     ]
     assert len({key, *others}) == 5
+
+
+def test_deep_and_wide_templates_are_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    node: wire.Node = List((Number(1),) * 1000)
+    for _ in range(60):
+        node = List((node,))
+    seen: list[wire.Node] = []
+    for name in ("children", "walk"):
+        below = getattr(wire, name)
+
+        def counted(node: wire.Node, below: Any = below) -> Iterator[wire.Node]:
+            for part in below(node):
+                seen.append(part)
+                yield part
+
+        monkeypatch.setattr(programs.wire, name, counted)
+    program = programs.Program(template(call("builtins.bool", node)), operation_table())
+    [[task]] = program.tasks(["key"], [], [])
+    assert task() is True
+    assert len(seen) < 5000
