@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from federated_dask.planner.graph import PlanGraph, PlanTask
 from federated_dask.planner.nodes import (
     count_references,
@@ -41,6 +43,11 @@ ARRAYS_IN_PARTIAL = {
 
 FLOX_CHUNK = "flox.core.chunk_reduce"
 OBJECT_ITEMSIZE = 8
+ELEMENTWISE = frozenset(
+    "abs add and_ eq floordiv ge gt inv invert le lshift lt mod mul ne neg or_ pos pow rshift sub "
+    "truediv xor".split()
+)
+"""Functions of the module `operator` that keep the shape."""
 
 
 def estimate_sizes(graph: PlanGraph) -> list[int]:
@@ -72,21 +79,33 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
 def is_stated_exactly(task: PlanTask) -> bool:
     """Say whether a task's result has the shape and dtype that its collection states.
 
-    Not so for partials of reductions.  Where in doubt, it is not.
+    Dask often takes the note before it changes the shape: for partials, for
+    selections by masks and more.  So it is said of few kinds of tasks: held
+    results, slices, elementwise operations and the last step of reductions.
     """
     program = task.program
     if task.shape is None or program is None:
         return False
     call = last_call(program)
     if call is None:
-        # What is held already; other values that are no array have no shape.
         return isinstance(program.template.steps[-1], wire.Reference)
-    name = operation_name(call.function)
-    if name is None or keyword(call, "keepdims") is True:
+    name = operation_name(call.function) or ""
+    if "flox." in name:
         return False
-    if name.startswith(_REDUCTIONS) and name.endswith(("_chunk", "_combine")):
-        return False
-    return not any(used.startswith("flox.") for used in uses(call.function))
+    if keyword(call, "keepdims") is False:
+        return True
+    if name in READS or name == "operator.getitem":
+        return len(call.arguments) > 1 and _is_slicing(call.arguments[1])
+    module, _, function = name.rpartition(".")
+    if module == "operator":
+        return function in ELEMENTWISE
+    return module == "numpy" and isinstance(getattr(np, function, None), np.ufunc)
+
+
+def _is_slicing(index: wire.Node) -> bool:
+    return isinstance(index, wire.Tuple) and all(
+        isinstance(part, wire.Slice | wire.Integer | wire.Number) for part in index.items
+    )
 
 
 @dataclass(frozen=True, slots=True)
