@@ -208,7 +208,7 @@ class _Run:
         task = self.plan.graph.tasks[position]
         limit = announced_limit(self.plan.sizes[position])
         value = decode_result(event.value, received, self.plan.table, site, limit)
-        if is_stated_exactly(task):
+        if is_stated_exactly(task, self.plan.graph):
             check_result(value, task, site)
         return value
 

@@ -11,8 +11,8 @@ import xarray as xr
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.planner.plan import Plan, make_plan
-from tests.planner.conftest import LAYOUTS, Laid
 from tests.battery.expressions import BATTERY, SPLITTABLE
+from tests.planner.conftest import LAYOUTS, Laid
 from tests.planner.federation import TABLE, Federation
 
 

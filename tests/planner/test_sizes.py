@@ -137,7 +137,7 @@ def test_what_is_stated_exactly_is_so(make: Any, is_known: bool | None) -> None:
     array = make(da.from_array(values, chunks=(10, 6, 25)))
     graph = lower(array.dask, array.__dask_keys__(), TABLE)
     nodes = home_graph(graph, range(len(graph.tasks)), {})
-    tasks = [task for task in graph.tasks if is_stated_exactly(task)]
+    tasks = [task for task in graph.tasks if is_stated_exactly(task, graph)]
     made = dask.get(nodes, [task.key for task in tasks])
     for task, value in zip(tasks, made, strict=True):
         assert np.shape(value) == task.shape, task.label
