@@ -18,7 +18,8 @@ from federated_dask.errors import Reason, SiteUnavailable
 from federated_dask.planner.graph import PlanTask
 from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import ArrayValue, Value, decode_value
+from federated_dask.protocol.trees import ArrayValue, Value
+from federated_dask.protocol.values import decode_value
 
 __all__ = ["announced_limit", "check_result", "decode_result", "misbehaved"]
 

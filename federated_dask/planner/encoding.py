@@ -13,7 +13,8 @@ from federated_dask.planner.sources import HeldReference, SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import Value, encode_value
+from federated_dask.protocol.trees import Value
+from federated_dask.protocol.values import encode_value
 
 __all__ = ["EncodedGraph", "encode_graph"]
 

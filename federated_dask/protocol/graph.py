@@ -56,7 +56,7 @@ from federated_dask.protocol.rules import (
     check_template,
     check_value,
 )
-from federated_dask.protocol.values import Value
+from federated_dask.protocol.trees import Value
 
 __all__ = [
     "NODES_PER_TASK",

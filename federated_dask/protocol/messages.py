@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from federated_dask.errors import FederatedError, from_reason
 from federated_dask.protocol.graph import Graph
-from federated_dask.protocol.values import Value
+from federated_dask.protocol.trees import Value
 
 __all__ = [
     "DELEGATED_OUTPUTS",

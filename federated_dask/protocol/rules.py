@@ -47,9 +47,7 @@ from federated_dask.protocol.nodes import (
     children,
 )
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import (
-    HASH_MODULUS,
-    MOST_TUPLE_KEYS,
+from federated_dask.protocol.trees import (
     BytesValue,
     DictValue,
     InstanceValue,
@@ -60,6 +58,7 @@ from federated_dask.protocol.values import (
     TupleValue,
     Value,
 )
+from federated_dask.protocol.values import HASH_MODULUS, MOST_TUPLE_KEYS
 
 __all__ = ["TemplateFacts", "check_bound_value", "check_template", "check_value"]
 

@@ -16,13 +16,8 @@ from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.operations import OperationTable
-from federated_dask.protocol.values import (
-    ArrayValue,
-    CFTimeValue,
-    TextArrayValue,
-    Value,
-    decode_value,
-)
+from federated_dask.protocol.trees import ArrayValue, CFTimeValue, TextArrayValue, Value
+from federated_dask.protocol.values import decode_value
 from site_plugins.datasets import StoredVariable
 from site_plugins.scheduler_plugin import READ_TOPIC, LeasedOutput
 

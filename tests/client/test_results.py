@@ -13,7 +13,8 @@ from federated_dask.client.results import decode_result
 from federated_dask.errors import FederatedError, Reason, SiteUnavailable
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.messages import Accepted, Finished, Result
-from federated_dask.protocol.values import ArrayValue, DictValue, ListValue, encode_value
+from federated_dask.protocol.trees import ArrayValue, DictValue, ListValue
+from federated_dask.protocol.values import encode_value
 
 MEAN = np.ones((18, 432), "float32")
 ENDLESS = ArrayValue("<f8", (10**6, 10**6), (1, 1), False, 0)

@@ -48,15 +48,15 @@ from federated_dask.protocol.graph import (
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import operation_table
-from federated_dask.protocol.values import (
+from federated_dask.protocol.trees import (
     DictValue,
     InstanceValue,
     ListValue,
     OperationValue,
     PartialValue,
     TupleValue,
-    encode_value,
 )
+from federated_dask.protocol.values import encode_value
 
 TABLE = operation_table()
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -22,7 +22,8 @@ from federated_dask.protocol import values as v
 from federated_dask.protocol.codecs import from_fields
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.operations import operation_table
-from federated_dask.protocol.values import Value, decode_value, encode_value, object_kind
+from federated_dask.protocol.trees import Value
+from federated_dask.protocol.values import decode_value, encode_value, object_kind
 
 TABLE = operation_table()
 DECODER = msgspec.msgpack.Decoder(Value)

@@ -24,7 +24,8 @@ from federated_dask.protocol.messages import (
     Result,
 )
 from federated_dask.protocol.operations import operation_table
-from federated_dask.protocol.values import Value, decode_value
+from federated_dask.protocol.trees import Value
+from federated_dask.protocol.values import decode_value
 from site_plugins import LocalFederation
 
 DEADLINE = 60.0
