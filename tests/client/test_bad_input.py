@@ -240,7 +240,9 @@ class TestMeanwhile:
         sites = {"north": {"datasets": {"matrix": matrix()}}}
         other = LocalFederation(sites)
         with FederatedClient(other, timeout=5) as fed:
-            future = fed.compute(slow(fed.open_dataset("north/matrix", chunks={})), timeout=60)
+            # A site that stops lets jobs end that need no more than a few seconds.
+            work = slow(fed.open_dataset("north/matrix", chunks={}), count=5000)
+            future = fed.compute(work, timeout=60)
             north = Inside(other, "north")
             north.until(lambda: bool(north.tasks()), "the job runs")
             other.close()
