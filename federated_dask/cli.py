@@ -119,6 +119,13 @@ def main() -> None:
     except FederatedError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        # The wheel holds the sites' commands too; what they need comes with an extra.
+        if (error.name or "").partition(".")[0] in ("federated_dask", "site_plugins"):
+            raise
+        hint = "pip install 'federated-dask[site]'"
+        click.echo(f"Error: This command needs {error.name}: {hint}", err=True)
+        sys.exit(1)
     except BrokenPipeError:
         # Whoever reads the output has enough, `| head` for example; nothing may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

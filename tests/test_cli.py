@@ -183,3 +183,24 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_sites_commands_without_their_extra(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["pydantic"] = None  # as if it were not installed
+sys.argv = ["federated-dask", "site", "init", sys.argv[1]]
+from federated_dask.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "north")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: This command needs pydantic: pip install 'federated-dask[site]'\n"
+    )
+    assert not (tmp_path / "north").exists()
