@@ -202,8 +202,8 @@ async def variable(
     },
     responses={
         **frames(
-            "Frames of job events: `accepted` first, `progress` and `heartbeat` now and then, a "
-            "`result` for each released output, `finished` or `failure` last.",
+            "Frames of job events: `accepted` before any `result`, `progress` and `heartbeat` now "
+            "and then, a `result` for each released output, `finished` or `failure` last.",
             status=200,
         ),
         **failures(
