@@ -6,12 +6,12 @@
     ├── ConfigurationError    what the user or operator wrote cannot be used
     ├── NotAuthenticated      the site does not know who asks
     ├── NotPermitted          the site knows who asks and does not allow it
-    ├── NotFound              no such site, dataset, variable or held result
+    ├── NotFound              no such site, dataset, variable, function, call or held result
     ├── VersionChanged        the dataset is no longer the one that was opened
     ├── DatasetUnreadable     the site cannot open a dataset it advertises
-    ├── RequestRefused        a message that does not parse, or is over a limit
+    ├── RequestRefused        a message or argument that does not fit, or is over a limit
     ├── SiteUnavailable       no answer, no trust in the certificate, or too late
-    └── TaskFailed            a task raised, or its worker was lost
+    └── TaskFailed            a task or a called function raised, was stopped, or lost its worker
 
 Each error carries a closed `reason` code, the site where it happened and a
 hint saying what to do next.  Every error survives pickling, and is mapped to
@@ -47,14 +47,23 @@ class Reason(StrEnum):
     TOKEN_INVALID = "token_invalid"  # noqa: S105
     EXPORT_NOT_ALLOWED = "export_not_allowed"
     OPERATION_NOT_ALLOWED = "operation_not_allowed"
+    NOT_PERMITTED = "not_permitted"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    LICENSE_NOT_ACCEPTED = "license_not_accepted"
     UNKNOWN_SITE = "unknown_site"
     UNKNOWN_DATASET = "unknown_dataset"
     UNKNOWN_VARIABLE = "unknown_variable"
     UNKNOWN_RESULT = "unknown_result"
+    UNKNOWN_FUNCTION = "unknown_function"
+    UNKNOWN_CALL = "unknown_call"
+    UNKNOWN_PROJECT = "unknown_project"
+    UNKNOWN_GRANT = "unknown_grant"
     UNKNOWN_ROUTE = "unknown_route"
     VERSION_CHANGED = "version_changed"
     DATASET_UNREADABLE = "dataset_unreadable"
     MALFORMED = "malformed"
+    INVALID_ARGUMENT = "invalid_argument"
     LIMIT_EXCEEDED = "limit_exceeded"
     UNREACHABLE = "unreachable"
     CERTIFICATE_NOT_TRUSTED = "certificate_not_trusted"
@@ -63,6 +72,9 @@ class Reason(StrEnum):
     INTERNAL = "internal"
     TASK_FAILED = "task_failed"
     WORKER_LOST = "worker_lost"
+    FUNCTION_FAILED = "function_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    CANCELLED = "cancelled"
 
 
 class FederatedError(Exception):
@@ -164,17 +176,25 @@ class NotPermitted(FederatedError):
     reasons: ClassVar[dict[Reason, int]] = {
         Reason.EXPORT_NOT_ALLOWED: 403,
         Reason.OPERATION_NOT_ALLOWED: 403,
+        Reason.NOT_PERMITTED: 403,
+        Reason.BUDGET_EXHAUSTED: 403,
+        Reason.QUOTA_EXCEEDED: 429,
+        Reason.LICENSE_NOT_ACCEPTED: 403,
     }
 
 
 class NotFound(FederatedError):
-    """No such site, dataset, variable or held result (or none that may be seen)."""
+    """No such site, dataset, function, result … (or none that may be seen)."""
 
     reasons: ClassVar[dict[Reason, int]] = {
         Reason.UNKNOWN_DATASET: 404,
         Reason.UNKNOWN_SITE: 404,
         Reason.UNKNOWN_VARIABLE: 404,
         Reason.UNKNOWN_RESULT: 404,
+        Reason.UNKNOWN_FUNCTION: 404,
+        Reason.UNKNOWN_CALL: 404,
+        Reason.UNKNOWN_PROJECT: 404,
+        Reason.UNKNOWN_GRANT: 404,
         Reason.UNKNOWN_ROUTE: 404,
     }
 
@@ -192,9 +212,13 @@ class DatasetUnreadable(FederatedError):
 
 
 class RequestRefused(FederatedError):
-    """A message that does not parse or is over a limit."""
+    """A message that does not parse, an argument that does not fit, or something over a limit."""
 
-    reasons: ClassVar[dict[Reason, int]] = {Reason.MALFORMED: 400, Reason.LIMIT_EXCEEDED: 413}
+    reasons: ClassVar[dict[Reason, int]] = {
+        Reason.MALFORMED: 400,
+        Reason.INVALID_ARGUMENT: 422,
+        Reason.LIMIT_EXCEEDED: 413,
+    }
 
 
 class SiteUnavailable(FederatedError):
@@ -210,9 +234,15 @@ class SiteUnavailable(FederatedError):
 
 
 class TaskFailed(FederatedError):
-    """A task raised an exception at its site, or its worker was lost."""
+    """A task or a called function raised at its site, was stopped, or lost its worker."""
 
-    reasons: ClassVar[dict[Reason, int]] = {Reason.TASK_FAILED: 422, Reason.WORKER_LOST: 503}
+    reasons: ClassVar[dict[Reason, int]] = {
+        Reason.TASK_FAILED: 422,
+        Reason.WORKER_LOST: 503,
+        Reason.FUNCTION_FAILED: 422,
+        Reason.OUT_OF_MEMORY: 422,
+        Reason.CANCELLED: 409,
+    }
 
 
 _CLASSES: dict[Reason, type[FederatedError]] = {
