@@ -102,7 +102,7 @@ def test_a_failure_carries_an_error(cls: type[FederatedError], reason: Reason) -
 
 
 def test_a_reason_of_a_newer_site_is_kept_in_the_message() -> None:
-    error = Failure(reason="budget_exhausted", message="No.", site="north").to_error()
+    error = Failure(reason="phase_of_the_moon", message="No.", site="north").to_error()
     assert type(error) is errors.SiteUnavailable
     assert error.reason is Reason.INTERNAL
     assert "budget_exhausted" in str(error)
