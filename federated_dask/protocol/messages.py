@@ -221,6 +221,8 @@ class Failure(JobEvent, frozen=True, kw_only=True, tag="failure"):
     message: str
     site: str | None = None
     hint: str | None = None
+    argument: str | None = None
+    """Name of the argument that does not fit, of a function's call."""
     exception: str | None = None
     """Qualified name of the exception that a task raised."""
     traceback: str | None = None
