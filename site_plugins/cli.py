@@ -72,7 +72,8 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
     """
     from site_plugins.certificates import write_certificates, write_private_file
     from site_plugins.config import load_config, parse_duration
-    from site_plugins.tokens import create_token, new_issuer_key, public_key_of
+    from site_plugins.keys import new_issuer_key, public_key_of
+    from site_plugins.tokens import create_token
 
     name = _site_name(folder, name)
     new = [folder / part for part in ("site.toml", "certificates", "keys/issuer.pem", "token.txt")]

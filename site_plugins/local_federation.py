@@ -27,8 +27,9 @@ import xarray as xr
 from federated_dask.errors import ConfigurationError
 from site_plugins.certificates import new_authority, write_certificates, write_private_file
 from site_plugins.config import SiteConfig, parse_config
+from site_plugins.keys import new_issuer_key, public_key_of
 from site_plugins.serve import Site, event_loop_factory, run_site
-from site_plugins.tokens import create_token, new_issuer_key, public_key_of
+from site_plugins.tokens import create_token
 
 __all__ = ["LocalFederation"]
 

@@ -1,4 +1,4 @@
-"""The site's own tokens: making the issuer's key, creating tokens, verifying them.
+"""The site's own tokens: creating them, verifying them; and who asks, as a token says.
 
 A token is a signed JWT (compact JWS, ``typ`` "at+jwt", RFC 9068).  What a token
 may look like is fixed before it is read: one algorithm, given by the key; a
@@ -9,57 +9,34 @@ holds any part of a token.
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from dataclasses import dataclass, field
+from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
 from joserfc import jws
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, OKPKey
 
 from federated_dask.errors import ConfigurationError, NotAuthenticated, Reason
 from site_plugins.config import SiteConfig
+from site_plugins.keys import public_key_of, signing_key, verifying_key
+from site_plugins.signed_texts import (
+    LONGEST_TEXT,
+    LONGEST_TOKEN,
+    expiry_of,
+    is_text,
+    read_signed,
+)
 
-__all__ = [
-    "Principal",
-    "StatementSigner",
-    "StatementVerifier",
-    "TokenVerifier",
-    "create_token",
-    "new_issuer_key",
-    "public_key_of",
-]
+__all__ = ["Principal", "TokenVerifier", "create_token"]
 
 TYPE = "at+jwt"
-LONGEST_TOKEN = 8 * 1024
-LONGEST_TEXT = 512
 MOST_GROUPS = 64
-LATEST_TIME = 2.0**40
-CLOCK_SKEW = 30.0
-"""Seconds by which the issuer's clock may be ahead, where the site runs on several machines."""
 NEW_TOKEN = (
     "Ask the site's operator for a new token (`federated-dask token create`) "  # noqa: S105
     "and pass it as FederatedClient(..., token=...)."
 )
-
-PrivateKey: TypeAlias = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
-Key: TypeAlias = OKPKey | ECKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +48,12 @@ class Principal:
     groups: tuple[str, ...] = ()
     expires: float
     """Seconds since the epoch."""
-
-
-def new_issuer_key() -> bytes:
-    """Make the private key of a site's issuer.
-
-    Returns
-    -------
-    bytes
-        An Ed25519 key as PEM (PKCS #8, not encrypted).
-
-    Examples
-    --------
-    >>> new_issuer_key().splitlines()[0]
-    b'-----BEGIN PRIVATE KEY-----'
-    """
-    key = ed25519.Ed25519PrivateKey.generate()
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    projects: tuple[str, ...] = ()
+    """Projects of which the principal is a verified member, as "name@host"."""
+    issued: float = field(default=0.0, compare=False)
+    """Seconds since the epoch."""
+    token_id: str | None = field(default=None, compare=False)
+    """The token's ``jti``, by which it can be revoked."""
 
 
 def create_token(
@@ -124,12 +90,12 @@ def create_token(
             f"A token lives longer than 0 and at most {longest / 86_400:g} days at this site.",
             hint="Choose a shorter lifetime, or raise tokens.max_lifetime in site.toml.",
         )
-    if not all(_is_text(text) for text in (subject, *groups)) or len(groups) > MOST_GROUPS:
+    if not all(is_text(text) for text in (subject, *groups)) or len(groups) > MOST_GROUPS:
         raise ConfigurationError(
             f"Subject and groups are printable texts of at most {LONGEST_TEXT} characters, "
             f"and there are at most {MOST_GROUPS} groups."
         )
-    algorithm, key = _private_key(config.tokens.private_key)
+    algorithm, key = signing_key(config.tokens.private_key)
     now = time.time()
     claims = {
         "iss": config.token_issuer,
@@ -171,8 +137,10 @@ class TokenVerifier:
 
     Examples
     --------
-    >>> key = load_pem_private_key(new_issuer_key(), None).public_key()
-    >>> pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    >>> from site_plugins.keys import new_issuer_key
+    >>> path = getfixture("tmp_path") / "issuer.pem"
+    >>> _ = path.write_bytes(new_issuer_key())
+    >>> pem = public_key_of(path)
     >>> TokenVerifier(pem, issuer="i", audience="a", max_lifetime=60.0).verify("x.y.z")
     Traceback (most recent call last):
     federated_dask.errors.NotAuthenticated: The token is not valid here. Ask ... (token_invalid)
@@ -189,7 +157,7 @@ class TokenVerifier:
         clock: Callable[[], float] = time.time,
     ) -> None:
         # The kind of the key decides on the algorithm; the token has no say in it.
-        self._algorithm, self._key = _for_joserfc(load_pem_public_key(public_key), public_key)
+        self._algorithm, self._key = verifying_key(public_key)
         self._issuer = issuer
         self._audience = audience
         self._max_lifetime = max_lifetime
@@ -248,193 +216,26 @@ class TokenVerifier:
         return NotAuthenticated(message, reason=reason, site=self._site, hint=NEW_TOKEN)
 
     def _principal(self, text: str) -> Principal | None:
-        claims = _read(text, TYPE, self._algorithm, self._key)
+        claims = read_signed(text, TYPE, self._algorithm, self._key)
         return None if claims is None else self._checked(claims)
 
     def _checked(self, claims: dict[str, Any]) -> Principal | None:
-        expires = _expiry(claims, self._clock(), self._max_lifetime)
+        expires = expiry_of(claims, self._clock(), self._max_lifetime)
         if expires is None:
             return None
         if claims.get("iss") != self._issuer or claims.get("aud") != self._audience:
             return None
         subject, groups = claims.get("sub"), claims.get("groups", [])
-        if not _is_text(subject) or not isinstance(groups, list) or len(groups) > MOST_GROUPS:
+        if not is_text(subject) or not isinstance(groups, list) or len(groups) > MOST_GROUPS:
             return None
-        if not all(_is_text(group) for group in groups):
+        if not all(is_text(group) for group in groups):
             return None
+        token_id = claims.get("jti")
         return Principal(
-            issuer=self._issuer, subject=subject, groups=tuple(groups), expires=expires
+            issuer=self._issuer,
+            subject=subject,
+            groups=tuple(groups),
+            expires=expires,
+            issued=float(claims["iat"]),
+            token_id=token_id if is_text(token_id) else None,
         )
-
-
-class StatementSigner:
-    """Signs what a site states to its peers, with the key that signs its tokens.
-
-    Parameters
-    ----------
-    private_key : Path
-        Ed25519 or EC P-256, PEM.
-    """
-
-    def __init__(self, private_key: Path) -> None:
-        self._algorithm, self._key = _private_key(private_key)
-
-    def sign(self, kind: str, claims: dict[str, Any], lifetime: float) -> str:
-        """Sign a statement.
-
-        Parameters
-        ----------
-        kind : str
-            The header's ``typ``: a statement of one kind is never taken for another.
-        claims : dict
-            What is stated; plain JSON data.
-        lifetime : float
-            Seconds for which it holds.
-        """
-        now = time.time()
-        stated = {**claims, "iat": now, "exp": now + lifetime, "jti": secrets.token_urlsafe(12)}
-        payload = json.dumps(stated, separators=(",", ":"))
-        header = {"alg": self._algorithm, "typ": kind}
-        return jws.serialize_compact(header, payload, self._key, [self._algorithm])
-
-
-class StatementVerifier:
-    """Reads what one site stated, by its public key.
-
-    Parameters
-    ----------
-    public_key : bytes
-        Ed25519 or EC P-256, PEM.
-
-    Raises
-    ------
-    ValueError
-        If the key is no such public key.
-    """
-
-    def __init__(self, public_key: bytes) -> None:
-        self._algorithm, self._key = _for_joserfc(load_pem_public_key(public_key), public_key)
-
-    def verify(self, kind: str, text: str, max_lifetime: float) -> dict[str, Any] | None:
-        """Give the claims of a statement, or None where it does not hold (any more)."""
-        claims = _read(text, kind, self._algorithm, self._key)
-        expires = None if claims is None else _expiry(claims, time.time(), max_lifetime)
-        return None if expires is None or expires <= time.time() else claims
-
-
-def public_key_of(private_key: Path) -> bytes:
-    """Give the public key that goes with a private key file, as PEM.
-
-    Raises
-    ------
-    ConfigurationError
-        If the key cannot be used.
-    """
-    return (
-        _load(private_key)
-        .public_key()
-        .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    )
-
-
-def _read(text: str, kind: str, algorithm: str, key: Key) -> dict[str, Any] | None:
-    if len(text) > LONGEST_TOKEN or not text.isascii():
-        return None
-    try:
-        header, _, _ = (_decode(part) for part in text.split("."))
-        if _parse(header) != {"alg": algorithm, "typ": kind}:
-            return None
-        claims = _parse(jws.deserialize_compact(text, key, [algorithm]).payload)
-    except (ValueError, RecursionError, JoseError):
-        return None
-    return claims if isinstance(claims, dict) else None
-
-
-def _expiry(claims: dict[str, Any], now: float, max_lifetime: float) -> float | None:
-    """Give the end of a statement whose times make sense, else None."""
-    issued, expires = claims.get("iat"), claims.get("exp")
-    starts = claims.get("nbf", issued)
-    if not (_is_time(issued) and _is_time(expires) and _is_time(starts)):
-        return None
-    latest = now + CLOCK_SKEW
-    if issued > latest or starts > latest or not 0 < expires - issued <= max_lifetime + 1:
-        return None
-    return float(expires)
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_TEXT and value.isprintable()
-
-
-def _is_time(value: object) -> TypeGuard[float]:
-    # bool is an int; NaN fails every comparison.
-    return type(value) in (int, float) and 0 <= value <= LATEST_TIME  # type: ignore[operator]
-
-
-def _decode(part: str) -> bytes:
-    data = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-    # One token, one text: spare bits and padding would make other texts of it.
-    if base64.urlsafe_b64encode(data).rstrip(b"=") != part.encode():
-        raise ValueError("not the canonical base64url")
-    return data
-
-
-def _parse(data: bytes) -> Any:
-    return json.loads(
-        data.decode(),
-        object_pairs_hook=_without_duplicates,
-        parse_constant=_refuse_constant,
-        parse_float=_finite,
-    )
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice")
-    return found
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError("NaN and infinities are not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is not finite")
-    return number
-
-
-def _load(path: Path) -> PrivateKey:
-    """Read the issuer's private key, of a kind that can sign tokens."""
-    wrong = "is not an Ed25519 or EC P-256 private key in PEM form without a password"
-    hint = "`federated-dask site init DIR` makes one."
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise ConfigurationError(f"The key {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # The cause may quote the file.
-        key = None
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return key
-    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
-        return key
-    raise ConfigurationError(f"{path} {wrong}.", hint=hint)
-
-
-def _private_key(path: Path) -> tuple[str, Key]:
-    key = _load(path)
-    return _for_joserfc(key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-def _for_joserfc(key: object, pem: bytes) -> tuple[str, Key]:
-    """Import a key that was loaded from `pem`, and name the one algorithm that goes with it."""
-    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
-        return "Ed25519", OKPKey.import_key(pem)
-    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey) and isinstance(
-        key.curve, ec.SECP256R1
-    ):
-        return "ES256", ECKey.import_key(pem)
-    raise ValueError("only Ed25519 and EC P-256 keys sign tokens")

@@ -45,7 +45,8 @@ from federated_dask.protocol.messages import Failure, Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import decode_value
 from site_plugins.config import PeerSection, SiteConfig
-from site_plugins.tokens import StatementSigner, StatementVerifier, public_key_of
+from site_plugins.keys import public_key_of
+from site_plugins.statements import StatementSigner, StatementVerifier
 
 __all__ = ["DELEGATION_HEADER", "Delegation", "Peering", "Pulled"]
 

@@ -10,8 +10,8 @@ import pytest
 from distributed import Client
 
 from site_plugins.certificates import write_certificates, write_private_file
+from site_plugins.keys import new_issuer_key
 from site_plugins.scheduler_plugin import unwrapped
-from site_plugins.tokens import new_issuer_key
 
 DEADLINE = 60.0
 

@@ -24,7 +24,8 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from federated_dask.errors import ConfigurationError, NotAuthenticated, Reason
 from site_plugins.config import SiteConfig, parse_config
-from site_plugins.tokens import Principal, TokenVerifier, create_token, new_issuer_key
+from site_plugins.keys import new_issuer_key
+from site_plugins.tokens import Principal, TokenVerifier, create_token
 
 HEADER = {"alg": "Ed25519", "typ": "at+jwt"}
 Forge = Callable[["Site"], str]

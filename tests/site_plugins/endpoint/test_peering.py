@@ -53,7 +53,9 @@ from site_plugins.certificates import new_authority, write_certificates
 from site_plugins.config import SiteConfig, parse_config
 from site_plugins.endpoint import peering as module
 from site_plugins.endpoint.peering import DELEGATION_HEADER, Delegation, Peering
-from site_plugins.tokens import StatementSigner, create_token, new_issuer_key, public_key_of
+from site_plugins.keys import new_issuer_key, public_key_of
+from site_plugins.statements import StatementSigner
+from site_plugins.tokens import create_token
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
 from tests.site_plugins.helpers import AIR, Caller, as_message, value_of
