@@ -20,7 +20,7 @@ from federated_dask import FederatedClient
 from site_plugins import LocalFederation
 
 SAMPLES = Path(iris_sample_data.path)
-DEADLINE = 30.0
+DEADLINE = 120.0
 
 PARTS = {"time": 5}
 """Chunks that the sites store `made_up` in."""

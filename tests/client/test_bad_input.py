@@ -57,7 +57,7 @@ def read_aloud(error: BaseException, federation: LocalFederation, site: str = "n
 
 def connect(federation: LocalFederation, site: str = "north", **options: Any) -> FederatedClient:
     given = {"token": federation.token[site], "verify": federation.verify, **options}
-    return FederatedClient({site: federation.addresses[site]}, timeout=10, **given)
+    return FederatedClient({site: federation.addresses[site]}, timeout=60, **given)
 
 
 class TestConnecting:
@@ -198,7 +198,7 @@ class TestMeanwhile:
             x.compute()
 
             def refused() -> bool:
-                return isinstance(fed.compute(x).exception(20), NotAuthenticated)
+                return isinstance(fed.compute(x).exception(120), NotAuthenticated)
 
             wait_until(refused, lambda: "the token is no longer accepted")
             for scheduler in (None, "sync"):
@@ -211,7 +211,7 @@ class TestMeanwhile:
         path = tmp_path / "canary-folder" / "x.zarr"
         small.to_zarr(path, zarr_format=2, consolidated=True)
         sites = {"north": {"datasets": {"a": path}, "limits": {"version_check_seconds": 0.01}}}
-        with LocalFederation(sites) as federation, FederatedClient(federation, timeout=10) as fed:
+        with LocalFederation(sites) as federation, FederatedClient(federation, timeout=60) as fed:
             x = fed.open_dataset("north/a", chunks={}).x
             assert x.sum().compute() == 780
             (small + 1).to_zarr(path, zarr_format=2, consolidated=True, mode="w")
@@ -226,7 +226,7 @@ class TestMeanwhile:
 
     def test_dataset_is_withdrawn(self, small: xr.Dataset) -> None:
         sites = {"north": {"datasets": {"a": small}, "limits": {"version_check_seconds": 0.01}}}
-        with LocalFederation(sites) as federation, FederatedClient(federation, timeout=10) as fed:
+        with LocalFederation(sites) as federation, FederatedClient(federation, timeout=60) as fed:
             x = fed.open_dataset("north/a", chunks={}).x.sum()
             Inside(federation, "north").ask(
                 lambda dask_scheduler: dask_scheduler.plugins["federated-site"].datasets.clear()
@@ -239,15 +239,15 @@ class TestMeanwhile:
     def test_site_stops_during_a_compute(self, federation: LocalFederation) -> None:
         sites = {"north": {"datasets": {"matrix": matrix()}}}
         other = LocalFederation(sites)
-        with FederatedClient(other, timeout=5) as fed:
+        with FederatedClient(other) as fed:
             # A site that stops lets jobs end that need no more than a few seconds.
             work = slow(fed.open_dataset("north/matrix", chunks={}), count=5000)
-            future = fed.compute(work, timeout=60)
+            future = fed.compute(work)
             north = Inside(other, "north")
             north.until(lambda: bool(north.tasks()), "the job runs")
             other.close()
             with pytest.raises(SiteUnavailable) as error:
-                future.result(30)
+                future.result(120)
             assert error.value.reason in (
                 Reason.CONNECTION_LOST,
                 Reason.UNREACHABLE,
@@ -265,13 +265,13 @@ class TestMeanwhile:
                 token={"north": federation.token["north"]},
                 verify=federation.verify,
             )
-            with FederatedClient(reach, timeout=5) as fed:
-                future = fed.compute(slow(fed.open_dataset("north/matrix", chunks={})), timeout=60)
+            with FederatedClient(reach) as fed:
+                future = fed.compute(slow(fed.open_dataset("north/matrix", chunks={}), count=3000))
                 north = Inside(federation, "north")
                 north.until(lambda: len(north.tasks()) > 100, "the job runs")
                 proxy.cut()
                 with pytest.raises(SiteUnavailable) as error:
-                    future.result(30)
+                    future.result(120)
                 assert error.value.reason in (Reason.CONNECTION_LOST, Reason.UNREACHABLE)
                 read_aloud(error.value, federation)
                 # The request was the job's life line.
@@ -280,7 +280,7 @@ class TestMeanwhile:
 
 def test_limits(small: xr.Dataset) -> None:
     sites = {"north": {"datasets": {"a": small}, "limits": {"tasks": 10, "buffer_bytes": "1MiB"}}}
-    with LocalFederation(sites) as federation, FederatedClient(federation, timeout=10) as fed:
+    with LocalFederation(sites) as federation, FederatedClient(federation, timeout=60) as fed:
         x = fed.open_dataset("north/a", chunks={}).x
         with pytest.raises(RequestRefused, match="10") as error:
             x.sum().compute()
@@ -316,7 +316,7 @@ def test_a_task_raises(fed: FederatedClient, federation: LocalFederation, name: 
     x = fed.open_dataset("north/made", chunks={}).wind.data
     for attempt in (
         lambda: make(x).compute(),
-        lambda: fed.compute(make(x)).result(20),
+        lambda: fed.compute(make(x)).result(120),
         lambda: fed.compute(make(x), sync=True),
         lambda: fed.persist(make(x)),
     ):
@@ -388,7 +388,7 @@ class TestInterrupting:
         with pytest.raises(KeyboardInterrupt):
             compute[how]()
         north.until_idle()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
         # And on it goes.
         assert float(fed.open_dataset("north/made").wind.max().compute()) > 10
 
@@ -405,10 +405,10 @@ class TestInterrupting:
         interrupt(lambda: begun > 5)
         with pytest.raises(KeyboardInterrupt):
             x.map_blocks(work, dtype=float).compute()
-        time.sleep(0.2)
+        time.sleep(1)
         seen = begun
         assert seen < 500
-        time.sleep(0.2)
+        time.sleep(1)
         assert begun == seen
 
     def test_timeout_at_home(self, fed: FederatedClient) -> None:
@@ -424,9 +424,9 @@ class TestInterrupting:
         with pytest.raises(SiteUnavailable) as error:
             x.map_blocks(work, dtype=float).compute(timeout=0.5)
         assert error.value.reason is Reason.TIMED_OUT
-        time.sleep(0.2)
+        time.sleep(1)
         seen = begun
-        time.sleep(0.2)
+        time.sleep(1)
         assert begun == seen < 1000
 
     def test_timeout_at_the_sites(self, fed: FederatedClient, federation: LocalFederation) -> None:
@@ -434,7 +434,7 @@ class TestInterrupting:
         with pytest.raises(SiteUnavailable, match=r"did not end within 0\.5 seconds") as error:
             slow(fed.open_dataset("north/matrix", chunks={})).compute(timeout=0.5)
         assert error.value.reason is Reason.TIMED_OUT
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60
         Inside(federation, "north").until_idle()
 
 

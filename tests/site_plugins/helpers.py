@@ -28,7 +28,7 @@ from federated_dask.protocol.trees import Value
 from federated_dask.protocol.values import decode_value
 from site_plugins import LocalFederation
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 AIR = np.random.default_rng(0).normal(size=(40, 6, 5))
 

@@ -13,7 +13,7 @@ from site_plugins.certificates import write_certificates, write_private_file
 from site_plugins.keys import new_issuer_key
 from site_plugins.scheduler_plugin import unwrapped
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 
 @pytest.fixture

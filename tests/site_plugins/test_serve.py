@@ -15,7 +15,7 @@ import pytest
 from site_plugins.certificates import write_certificates, write_private_file
 from site_plugins.keys import new_issuer_key
 
-DEADLINE = 60.0
+DEADLINE = 120.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -816,7 +816,7 @@ async def test_a_peer_that_does_not_behave(
     assert isinstance(failure, Failure)
     assert (failure.reason, failure.site) == (reason, "south")
     assert "'north'" in failure.message
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 async def test_a_peer_that_drips_for_ever(
@@ -838,7 +838,7 @@ async def test_a_peer_that_drips_for_ever(
             south, use(Held(LEASE, 0, "north")), {delegation_key(LEASE, 0): "a.b.c"}
         )
     assert failure.reason == "unreachable"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 async def test_what_a_peer_says_is_said_to_be_its_words(

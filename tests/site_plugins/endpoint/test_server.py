@@ -114,7 +114,7 @@ async def test_stopping_is_bounded(files: CertificateFiles) -> None:
     await asyncio.sleep(0.1)
     start = time.monotonic()
     await server.stop()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     await close(writer)
 
 
