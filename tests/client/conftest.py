@@ -47,7 +47,7 @@ class ServerThread:
         self.thread.start()
 
     def run(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(120)
 
     def stop(self) -> None:
         async def cancel_all() -> None:
