@@ -43,6 +43,7 @@ def place(
     *,
     prefer: str | None = None,
     hold: bool = False,
+    at: str | None = None,
 ) -> Placement:
     """Place every task.
 
@@ -58,12 +59,14 @@ def place(
         A site that runs whatever it can, whatever that moves.
     hold : bool, default False
         Requested results stay where they are made.
+    at : str, optional
+        A site where requested results are needed, in place of home.
 
     Returns
     -------
     Placement
     """
-    return _Placer(graph, sizes, facts, prefer, hold).run()
+    return _Placer(graph, sizes, facts, prefer, hold, at).run()
 
 
 class _Placer:
@@ -74,6 +77,7 @@ class _Placer:
         facts: Mapping[str, SiteFacts],
         prefer: str | None,
         hold: bool,
+        at: str | None,
     ) -> None:
         self.graph = graph
         self.sizes = sizes
@@ -85,7 +89,11 @@ class _Placer:
         self.stages: list[int] = []
         self.reasons: dict[int, str] = {}
         self.brought: set[tuple[int, str]] = set()
-        self.hold = hold
+        outputs = set(graph.outputs.values())
+        self.needed: dict[int, str] = {}
+        """Requested results that have to get to a certain place, by position."""
+        if at is not None or not hold:
+            self.needed = dict.fromkeys(outputs, at or HOME)
         self.weights = _weights(graph, sizes)
 
     def run(self) -> Placement:
@@ -107,7 +115,8 @@ class _Placer:
         if not meeting:
             return
         item = {position: number for number, position in enumerate(meeting)}
-        sites = {place for position in meeting for place in self.origins[position]} - {HOME}
+        sites = {place for position in meeting for place in self.origins[position]}
+        sites = sites.union(self.needed.values()) - {HOME}
         allowed = [self.allowed(position, sites) for position in meeting]
         first = [self.places[position] or HOME for position in meeting]
         chosen = assign(self.values_around(item), first, allowed, self.cost)
@@ -138,7 +147,6 @@ class _Placer:
         """Describe the results that the meeting tasks make and need."""
         consumers: dict[int, list[int]] = {}
         needed_at: dict[int, set[str]] = {}
-        wanted = set() if self.hold else set(self.graph.outputs.values())
         for position, task in enumerate(self.graph.tasks):
             place = self.places[position]
             for below in task.dependencies:
@@ -152,7 +160,9 @@ class _Placer:
             place = self.places[position]
             if place is None:
                 continue
-            ends = needed_at.get(position, set()) | ({HOME} if position in wanted else set())
+            ends = needed_at.get(position, set())
+            if position in self.needed:
+                ends.add(self.needed[position])
             values.append(
                 Value(
                     producer=item.get(position),
@@ -184,7 +194,9 @@ class _Placer:
     def choose(self, position: int) -> str | None:
         where = self.origins[position]
         if not where:
-            return None
+            end = self.needed.get(position, HOME)
+            able = end == HOME or self.available.can_run(self.graph.tasks[position], end)
+            return None if able else HOME
         if len(where) == 1:
             (place,) = where
             if place == HOME:

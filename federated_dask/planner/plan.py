@@ -15,16 +15,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from federated_dask.errors import NotPermitted, Reason
+from federated_dask.errors import NotPermitted, Reason, RequestRefused
 from federated_dask.planner.encoding import encode_graph
-from federated_dask.planner.graph import Key, PlanGraph, lower
+from federated_dask.planner.graph import Key, PlanGraph, PlanTask, lower
 from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import Placement, exchange, place
+from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
 from federated_dask.planner.sizes import estimate_sizes, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
+from federated_dask.protocol.graph import Reference, Template
 from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import OperationTable
 
@@ -73,6 +75,8 @@ class Plan:
     """Tasks that run at home, per stage, with what runs anywhere and is needed there."""
     hold: bool
     """True for persist: requested results that lie at a site stay there."""
+    at: str | None = None
+    """Site at which all requested results end, held."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
 
     @property
@@ -161,6 +165,7 @@ def make_plan(
     table: OperationTable,
     *,
     hold: bool = False,
+    at: str | None = None,
     prefer: str | None = None,
 ) -> Plan:
     """Plan a compute.
@@ -177,6 +182,9 @@ def make_plan(
         Operations of this process.
     hold : bool, default False
         Leave requested results that lie at a site there (``persist``).
+    at : str, optional
+        A site to which all requested results are brought, to be held there: those
+        made elsewhere directly where the two sites exchange values, else by home.
     prefer : str, optional
         A site that runs whatever it can; to test that it can.
 
@@ -189,10 +197,15 @@ def make_plan(
     NotPermitted
         If a task would have to bring home more of a dataset than may leave its
         site; names the task and what to do.
+    RequestRefused
+        If a result that is to be brought to `at` has no wire form.
     """
     graph = split_reductions(lower(expression, keys, table), facts)
     sizes = estimate_sizes(graph)
-    placement = place(graph, sizes, facts, prefer=prefer, hold=hold)
+    hold = hold or at is not None
+    placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at)
+    if at is not None:
+        _bring(graph, placement, sizes, at)
     stages = 1 + max(placement.stages, default=0)
     plan = Plan(
         graph,
@@ -203,10 +216,45 @@ def make_plan(
         [[] for _ in range(stages)],
         [[] for _ in range(stages)],
         hold,
+        at,
     )
     _assign(plan)
     _check_egress(plan)
     return plan
+
+
+def _bring(graph: PlanGraph, placement: Placement, sizes: list[int], at: str) -> None:
+    """Add a task at a site for every requested result that is made elsewhere: it hands it on."""
+    brought: dict[int, int] = {}
+    for key, position in graph.outputs.items():
+        task, place_ = graph.tasks[position], placement.places[position]
+        if place_ in (None, at):
+            continue
+        if task.unsendable is not None:
+            raise RequestRefused(
+                f"{task.label!r} cannot be brought to {at}: {task.unsendable}.",
+                reason=Reason.INVALID_ARGUMENT,
+                site=at,
+                hint="Convert it to numbers, texts or dates first.",
+            )
+        if position not in brought:
+            brought[position] = len(graph.tasks)
+            graph.tasks.append(
+                PlanTask(
+                    key=("brought", key),
+                    label=task.label,
+                    dependencies=(position,),
+                    program=Program(Template((Reference(),)), (position,), ()),
+                    blocker=None,
+                    node=None,
+                    shape=task.shape,
+                    dtype=task.dtype,
+                )
+            )
+            placement.places.append(at)
+            placement.stages.append(placement.stages[position] + 1)
+            sizes.append(sizes[position])
+        graph.outputs[key] = brought[position]
 
 
 def _assign(plan: Plan) -> None:
@@ -216,7 +264,7 @@ def _assign(plan: Plan) -> None:
     wanted = set(plan.graph.outputs.values())
     for position, place_ in enumerate(places):
         if place_ is None and position in wanted:
-            place_ = HOME
+            place_ = plan.at or HOME
         if place_ is not None:
             share = shares.setdefault((stages[position], place_), Job(place_, stages[position]))
             share.tasks.append(position)
@@ -228,7 +276,7 @@ def _assign(plan: Plan) -> None:
     for share in shares.values():
         _connect(plan, share, makers, set(share.tasks))
     for position in wanted:
-        place_ = places[position]
+        place_ = places[position] or plan.at
         if place_ is not None and place_ != HOME:
             job = makers[position, place_]
             (job.held if plan.hold else job.released).append(position)

@@ -56,6 +56,8 @@ class Federation:
 
     operations: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Operations of sites that do not have all."""
+    exchanging: bool = False
+    """Whether sites fetch values from one another."""
     stored: dict[SourceReference, np.ndarray] = field(default_factory=dict)
     read_from_home: int = 0
     crossed: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -67,6 +69,7 @@ class Federation:
     def forget(self) -> None:
         """Forget what happened, and what sites lack."""
         self.operations, self.read_from_home, self.prefer = {}, 0, None
+        self.exchanging = False
         for log in (self.crossed, self.messages, self.plans):
             log.clear()
 
@@ -81,7 +84,11 @@ class Federation:
     def facts(self) -> dict[str, SiteFacts]:
         names = {source.site for source in self.stored}
         return {
-            name: SiteFacts(name, self.operations.get(name, frozenset(TABLE.names)))
+            name: SiteFacts(
+                name,
+                self.operations.get(name, frozenset(TABLE.names)),
+                frozenset(names - {name} if self.exchanging else ()),
+            )
             for name in sorted(names)
         }
 
@@ -122,8 +129,8 @@ class Federation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for stage, (jobs, home) in enumerate(zip(plan.jobs, plan.home, strict=True)):
-                for number, job in enumerate(jobs):
-                    self._run_job(plan, job, values, held, leases, f"{stage}-{number}")
+                for job in jobs:
+                    self._run_job(plan, job, values, held, leases, f"{job.site}-{stage}")
                 self._run_home(plan, home, values)
         return {
             key: values[position] if position in values else leases[held[position]]
@@ -142,7 +149,8 @@ class Federation:
         submission, buffers = plan.submission(
             job,
             {position: values[position] for position in job.values},
-            {position: held[position] for position in job.earlier},
+            {position: held[position] for position in job.earlier}
+            | {p: wire.Held(held[p].lease, held[p].output, s) for p, s in job.pulled.items()},
         )
         sent = b"".join(bytes(piece) for piece in encode_frame(submission, buffers))
         self.crossed[HOME, job.site] += len(sent)
@@ -172,7 +180,14 @@ class Federation:
             for each in graph.sources
         ]
         operands += [decode_value(value, frame.buffers, table) for value in graph.values]
-        operands += [leases[each] for each in graph.held]
+        for each in graph.held:
+            assert each.lease.startswith(f"{each.peer or site}-")
+            if each.peer is not None:
+                assert {each.peer, site} <= set(self.facts) and self.exchanging
+                self.crossed[each.peer, site] += getattr(
+                    leases[wire.Held(each.lease, each.output)], "nbytes", 0
+                )
+            operands.append(leases[wire.Held(each.lease, each.output)])
         for block in checked.blocks:
             template = graph.templates[block.template]
             for references, integers in zip(block.references, block.integers, strict=True):
