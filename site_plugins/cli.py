@@ -89,9 +89,9 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
         write_private_file(folder / "keys" / "issuer.pem", new_issuer_key())
         public_key = public_key_of(folder / "keys" / "issuer.pem")
         (folder / "keys" / "issuer_public.pem").write_bytes(public_key)
-        (folder / "site.toml").write_text(TEMPLATE.format(name=name), "utf-8")
-        config = load_config(folder / "site.toml")
         user = getpass.getuser()
+        (folder / "site.toml").write_text(TEMPLATE.format(name=name, user=user), "utf-8")
+        config = load_config(folder / "site.toml")
         first = create_token(config, user, parse_duration(FIRST_TOKEN_LIFETIME))
         write_private_file(folder / "token.txt", f"{first}\n".encode())
     except (OSError, ValueError) as error:
@@ -285,6 +285,8 @@ name = "{name}"
 # title = "Institute of Northern Studies"
 # The URL under which others reach the endpoint, where it is not https://host:port.
 # address = "https://data.example.org"
+# Folder of what the site remembers: grants, budgets, quotas, the audit log.
+# state = "state"
 
 [endpoint]
 # "0.0.0.0" listens on all networks of this machine; 0 takes any free port.
@@ -320,6 +322,22 @@ max_lifetime = "90d"
 # address = "https://south.example.org:8786"
 # ca = "certificates/south.pem"     # where its authority is not a public one
 # public_key = "keys/south.pem"     # its keys/issuer_public.pem, to exchange values directly
+
+# Who may do what; nothing is allowed that no grant allows. `federated-dask grant` makes
+# more of them while the site runs.
+#   to   "anyone" with a valid token, "user:SUBJECT" of this site's tokens,
+#        "user:ISSUER SUBJECT", "group:NAME", "project:NAME@SITE"
+#   may  describe, compute, export, call, publish, code, admin
+#   on   "dataset:NAME", "function:NAME", "project:NAME", "site:NAME"; * for any characters
+[[grants]]
+to = "user:{user}"
+may = ["describe", "compute", "export", "call", "publish", "admin"]
+on = ["*"]
+
+# [[grants]]
+# to = "group:climate"
+# may = ["compute", "call"]
+# on = ["dataset:soil-*", "function:trend-*"]
 
 # What this site stores, one section each: anything that xarray opens here.
 # [datasets.temperature]

@@ -32,11 +32,13 @@ from pydantic_core import ErrorDetails
 from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Name as WireName
+from site_plugins.grants import check_action, check_pattern, check_recipient
 
 __all__ = [
     "ClusterSection",
     "DatasetSection",
     "EndpointSection",
+    "GrantSection",
     "LimitsSection",
     "PeerSection",
     "SiteConfig",
@@ -111,6 +113,10 @@ def _folder(info: ValidationInfo) -> Path:
     return Path(context.get("folder", ".")).absolute()
 
 
+def _state(path: Path, info: ValidationInfo) -> Path:
+    return _folder(info) / path.expanduser()
+
+
 def _address(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment:
@@ -144,6 +150,8 @@ class SiteSection(Section):
     title: str = ""
     address: Address | None = None
     """URL under which others reach the endpoint; by default made of its host and port."""
+    state: Annotated[Path, AfterValidator(_state)] = Field(Path("state"), validate_default=True)
+    """Folder of what the site remembers: grants, budgets, quotas, the audit log."""
 
 
 class EndpointSection(Section):
@@ -207,6 +215,14 @@ class PeerSection(Section):
     """Of its tokens' issuer; with it, values are exchanged directly."""
 
 
+class GrantSection(Section):
+    """``[[grants]]``: who may do what with what."""
+
+    to: Annotated[str, AfterValidator(check_recipient)]
+    may: Annotated[tuple[Annotated[str, AfterValidator(check_action)], ...], Field(min_length=1)]
+    on: Annotated[tuple[Annotated[str, AfterValidator(check_pattern)], ...], Field(min_length=1)]
+
+
 class DatasetSection(Section):
     """``[datasets.<name>]``: one dataset that the site stores."""
 
@@ -266,6 +282,7 @@ class SiteConfig(Section):
     cluster: ClusterSection = ClusterSection()
     tokens: TokensSection
     peers: tuple[PeerSection, ...] = ()
+    grants: tuple[GrantSection, ...] = ()
     datasets: dict[Name, DatasetSection] = {}
     limits: LimitsSection = LimitsSection()
 

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -38,7 +38,9 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges"}
+TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges", "grants"}
+GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
+"""Budgets of datasets bind all; `export` would lift them."""
 
 
 class LocalFederation:
@@ -51,7 +53,8 @@ class LocalFederation:
         a path or fsspec URL, an `xarray.Dataset` (written to a temporary folder),
         or a mapping with ``"path"`` (either of these) and whatever a
         ``[datasets.<name>]`` section of `site.toml` may hold, such as
-        ``"egress": "derived"``.  ``"title"`` and ``"limits"`` are as in `site.toml`.
+        ``"egress": "derived"``.  ``"title"``, ``"limits"`` and ``"grants"`` are as in
+        `site.toml`; by default anyone may describe, compute and call everything.
         ``"exchanges"`` names the sites with which it exchanges values directly; by
         default all.
     n_workers : int, optional
@@ -156,9 +159,15 @@ class LocalFederation:
 
         return self._loop.run(call(), START_SECONDS)
 
-    def new_token(self, site: str, subject: str, lifetime: float = TOKEN_SECONDS) -> str:
+    def new_token(
+        self,
+        site: str,
+        subject: str,
+        lifetime: float = TOKEN_SECONDS,
+        groups: Iterable[str] = (),
+    ) -> str:
         """Create another token of a site."""
-        return create_token(self._configs[site], subject, lifetime)
+        return create_token(self._configs[site], subject, lifetime, groups)
 
     def close(self) -> None:
         """Stop all sites and remove what was written; does nothing the second time."""
@@ -226,7 +235,11 @@ def _configs(
                 f"{', '.join(sorted(TABLES))}."
             )
         described = {
-            "site": {"name": name, "title": given.get("title", "")},
+            "site": {
+                "name": name,
+                "title": given.get("title", ""),
+                "state": str(home / "state"),
+            },
             "endpoint": {
                 "port": ports[number],
                 "certificate": str(files.certificate),
@@ -253,6 +266,7 @@ def _configs(
                 key: _dataset(f"{name}/{key}", value, home / "data")
                 for key, value in given.get("datasets", {}).items()
             },
+            "grants": given.get("grants", GRANTS),
             "limits": given.get("limits", {}),
         }
         configs[name] = parse_config(described, Path.cwd(), source=f"LocalFederation site {name!r}")

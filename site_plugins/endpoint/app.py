@@ -24,6 +24,7 @@ from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import components
 from site_plugins.endpoint.streams import ByteBudget
+from site_plugins.policy import Policy
 from site_plugins.tokens import TokenVerifier
 
 __all__ = ["create_app"]
@@ -45,6 +46,7 @@ Errors are JSON: `Failure`, with a closed set of reasons.
 def create_app(
     gateway: Gateway,
     verifier: TokenVerifier,
+    policy: Policy,
     *,
     table: OperationTable | None = None,
     settings: JobSettings | None = None,
@@ -59,6 +61,8 @@ def create_app(
         The way to the site's cluster.
     verifier : TokenVerifier
         Tells who asks.
+    policy : Policy
+        Tells what they may do.
     table : OperationTable, optional
         Operations that the site has; by default all that its libraries have.
     settings : JobSettings, optional
@@ -80,7 +84,8 @@ def create_app(
     chosen = everything if table is None else table
     app.state.gateway = gateway
     app.state.verifier = verifier
-    app.state.runner = JobRunner(gateway, chosen, settings, peering)
+    app.state.policy = policy
+    app.state.runner = JobRunner(gateway, chosen, policy, settings, peering)
     app.state.peering = peering
     app.state.operations = None if chosen is everything else chosen.names
     app.state.body_seconds = body_seconds

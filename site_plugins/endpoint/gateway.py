@@ -29,6 +29,7 @@ from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.messages import DatasetDescription
 from site_plugins.datasets import StoredDataset
 from site_plugins.descriptions import describe
+from site_plugins.policy import unknown
 from site_plugins.scheduler_plugin import JobAccount, LeasedOutput, SiteState, unwrapped
 
 if TYPE_CHECKING:
@@ -88,12 +89,7 @@ class Gateway:
         """
         found = (await self.state()).datasets.get(name)
         if found is None:
-            raise NotFound(
-                f"No dataset {name[:128]!r}.",
-                reason=Reason.UNKNOWN_DATASET,
-                site=self.site,
-                hint="`fed.datasets` lists what the sites advertise.",
-            )
+            raise unknown(f"dataset:{name}", self.site)
         return found
 
     async def version(self, dataset: StoredDataset) -> str:

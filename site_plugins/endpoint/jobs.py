@@ -56,6 +56,7 @@ from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.peering import Peering
+from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.running import (
     SMALL_GRAPH,
     Job,
@@ -67,6 +68,7 @@ from site_plugins.endpoint.running import (
     without_collection,
 )
 from site_plugins.endpoint.tasks import BuiltGraph, build_graph
+from site_plugins.policy import Policy
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
@@ -115,6 +117,8 @@ class JobRunner:
         The way to the site's cluster.
     table : OperationTable
         The operations that the site has.
+    policy : Policy
+        What principals may do.
     settings : JobSettings, optional
         Caps and intervals.
     peering : Peering, optional
@@ -125,11 +129,13 @@ class JobRunner:
         self,
         gateway: Gateway,
         table: OperationTable,
+        policy: Policy,
         settings: JobSettings | None = None,
         peering: Peering | None = None,
     ) -> None:
         self.gateway = gateway
         self.table = table
+        self.policy = policy
         self.settings = settings or JobSettings()
         self.peering = peering
         self._outflows: OrderedDict[str, _Outflow] = OrderedDict()
@@ -166,11 +172,10 @@ class JobRunner:
         checked = await _called(is_small, lambda: check_graph(graph, self.table, limits))
         is_small = is_small and checked.nodes <= SMALL_NODES
         sources = [
-            await self._source(source.dataset, source.version, source.variable)
+            await self._source(source.dataset, source.version, source.variable, principal)
             for source in graph.sources
         ]
-        owner = owner_of(principal)
-        held, pulls = await self._operands_held(submission, owner)
+        held, pulls = await self._operands_held(submission, owner_of(principal))
 
         def build() -> BuiltGraph:
             return build_graph(
@@ -183,7 +188,7 @@ class JobRunner:
             )
 
         built = await _called(is_small, build if is_small else lambda: without_collection(build))
-        job = await self._job(built, submission.outputs, owner, submission.label)
+        job = await self._job(built, submission.outputs, principal, submission.label)
         return dataclasses.replace(job, pulls=pulls)
 
     async def _operands_held(
@@ -216,19 +221,26 @@ class JobRunner:
         return held, list(pulls.values())
 
     async def _job(
-        self, built: BuiltGraph, outputs: tuple[Output, ...], owner: str, label: str
+        self, built: BuiltGraph, outputs: tuple[Output, ...], principal: Principal, label: str
     ) -> Job:
         names = frozenset().union(*built.labels)
+        egress = {name: await self._egress(name) for name in sorted(names)}
+        release = Release(self.policy, principal, egress)
+        # Held results may derive from datasets whose grant was revoked since.
+        release.require()
         return Job(
             name=f"job-{secrets.token_hex(8)}",
-            owner=owner,
+            owner=owner_of(principal),
             label=label,
             built=built,
             outputs=outputs,
-            egress={name: await self._egress(name) for name in sorted(names)},
+            release=release,
         )
 
-    async def _source(self, name: str, version: str, variable: str) -> StoredVariable:
+    async def _source(
+        self, name: str, version: str, variable: str, principal: Principal
+    ) -> StoredVariable:
+        self.policy.require(principal, "compute", f"dataset:{name}")
         dataset = await self.gateway.dataset(name)
         await self.gateway.require_version(dataset, version)
         return StoredVariable(dataset, version, variable)
@@ -256,29 +268,24 @@ class JobRunner:
         label = frozenset({variable.dataset.name})
         built = BuiltGraph(tasks={key: task}, keys=[key], labels=[label])
         what = f"{variable.dataset.name}/{variable.variable}"
-        return await self._single(
-            await self._job(built, (Output(task=0),), owner_of(principal), what)
-        )
+        return await self._single(await self._job(built, (Output(task=0),), principal, what))
 
     async def fetch(self, lease: str, output: int, principal: Principal) -> Pieces:
         """Give one held output: one frame with the result."""
-        return await self._fetch(lease, output, owner_of(principal))
-
-    async def _fetch(self, lease: str, output: int, owner: str) -> Pieces:
-        [held] = await self._held([(lease, output)], owner)
+        [held] = await self._held([(lease, output)], owner_of(principal))
         built = BuiltGraph(tasks={}, keys=[held.key], labels=[held.label])
-        job = await self._job(built, (Output(task=0),), owner, "held result")
+        job = await self._job(built, (Output(task=0),), principal, "held result")
         outflow = self._outflow_of(lease, job)
         if output not in outflow.outputs:
             # Shared by all that is fetched of the lease: its limit is that of one job.
-            job.released = outflow.released
+            job.release.released = outflow.released
         pieces = await self._single(job, output)
         outflow.outputs.add(output)
         return pieces
 
     def _outflow_of(self, lease: str, job: Job) -> _Outflow:
         """Tell what has left of a lease; what may leave without limit is not kept account of."""
-        if all(egress.tier == "open" for egress in job.egress.values()):
+        if all(egress.tier == "open" for egress in job.release.egress.values()):
             return _Outflow()
         outflow = self._outflows.setdefault(lease, _Outflow())
         self._outflows.move_to_end(lease)
@@ -292,9 +299,14 @@ class JobRunner:
             raise self.gateway.lost()
         owner = owner_of(principal)
         held = await self._held([(lease, output) for output in request.outputs], owner)
+        for name in frozenset().union(*(each.label for each in held)):
+            self.policy.require(principal, "compute", f"dataset:{name}")
+        groups, projects = self.policy.relevant(principal)
         sizes = await self.gateway.sizes([each.key for each in held])
         return self.peering.delegate(
             owner=owner,
+            groups=groups,
+            projects=projects,
             receiver=request.receiver,
             lease=lease,
             outputs=request.outputs,
@@ -309,7 +321,16 @@ class JobRunner:
         if self.peering is None:
             raise self.gateway.lost()
         allowed = self.peering.check(delegation, statement, lease, output)
-        pieces = await self._fetch(lease, output, allowed.owner)
+        issuer, _, subject = allowed.owner.partition("\n")
+        # As it was when it let the peer fetch; what it may do is decided now.
+        principal = Principal(
+            issuer=issuer,
+            subject=subject,
+            groups=allowed.groups,
+            projects=allowed.projects,
+            expires=0.0,
+        )
+        pieces = await self.fetch(lease, output, principal)
         if sum(memoryview(piece).nbytes for piece in pieces) > allowed.limit:
             raise NotPermitted(
                 "The value is larger than the delegation allows.",
@@ -359,6 +380,9 @@ class JobRunner:
                 if pieces is None:
                     # Who reads on has taken the last event.
                     told = True
+                    return
+                if (refusal := _revoked(job)) is not None:
+                    yield encode_frame(Failure.from_error(refusal))
                     return
                 now = time.monotonic()
                 if not pieces and now - last_look >= self.settings.progress_seconds:
@@ -449,9 +473,18 @@ class JobRunner:
         # Given up halfway, nobody would know whether there is a lease.
         seconds = await asyncio.shield(holding.asked)
         outflow = self._outflow_of(lease, job)
-        outflow.released.update(job.released)
+        outflow.released.update(job.release.released)
         outflow.outputs.update(p for p in outputs if job.outputs[p].release)
         return Finished(lease=lease, lease_seconds=seconds, pulled_bytes=pulled)
+
+
+def _revoked(job: Job) -> NotPermitted | None:
+    try:
+        job.release.require()
+    except NotPermitted as error:
+        logger.info("Job %s is cancelled: a grant was revoked", job.name)
+        return error
+    return None
 
 
 async def _called(is_small: bool, function: Callable[[], T]) -> T:

@@ -72,6 +72,9 @@ class Delegation:
 
     owner: str
     """Whose lease it is."""
+    groups: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
+    """Of the owner, those to which the site granted something."""
     receiver: str
     limit: int
     """Bytes that one output may have."""
@@ -115,7 +118,15 @@ class Peering:
         return frozenset(self._peers)
 
     def delegate(
-        self, *, owner: str, receiver: str, lease: str, outputs: Iterable[int], limit: int
+        self,
+        *,
+        owner: str,
+        receiver: str,
+        lease: str,
+        outputs: Iterable[int],
+        limit: int,
+        groups: Iterable[str] = (),
+        projects: Iterable[str] = (),
     ) -> str:
         """Let a peer fetch outputs of a lease.
 
@@ -131,6 +142,8 @@ class Peering:
             Outputs of it.
         limit : int
             Bytes that one output may have.
+        groups, projects : iterable of str, optional
+            Of the owner, those to which the site granted something.
 
         Raises
         ------
@@ -148,6 +161,8 @@ class Peering:
             "iss": self._site,
             "aud": self._site,
             "owner": owner,
+            "groups": list(groups),
+            "projects": list(projects),
             "receiver": receiver,
             "lease": lease,
             "outputs": sorted(outputs),
@@ -182,7 +197,11 @@ class Peering:
                 site=self._site,
             )
         return Delegation(
-            owner=str(claims.get("owner")), receiver=receiver, limit=int(claims.get("bytes", 0))
+            owner=str(claims.get("owner")),
+            groups=tuple(claims.get("groups", ())),
+            projects=tuple(claims.get("projects", ())),
+            receiver=receiver,
+            limit=int(claims.get("bytes", 0)),
         )
 
     def _refused(self, message: str) -> NotAuthenticated:

@@ -25,6 +25,7 @@ from site_plugins.endpoint.indexing import parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
 from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame, receive_small
+from site_plugins.policy import Policy
 
 __all__ = ["router"]
 
@@ -43,6 +44,11 @@ def _json(message: msgspec.Struct) -> Response:
 def _gateway(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
     return gateway
+
+
+def _policy(request: Request) -> Policy:
+    policy: Policy = request.app.state.policy
+    return policy
 
 
 @router.get(
@@ -76,9 +82,14 @@ async def health(request: Request) -> Response:
     response_class=Response,
 )
 async def site(request: Request, principal: Asker) -> Response:
-    """Describe the site: its peers, workers, library versions and caps."""
+    """Describe the site: its peers, library versions and caps.
+
+    Its size and its dashboard are told to those who may describe the site.
+    """
     state = await _gateway(request).state()
     runner: JobRunner = request.app.state.runner
+    # Whoever has a token is told what it takes to speak to the site, so that it can be told more.
+    inside = _policy(request).allows(principal, "describe", f"site:{state.name}")
     return _json(
         SiteDescription(
             name=state.name,
@@ -86,10 +97,10 @@ async def site(request: Request, principal: Asker) -> Response:
             versions=dict(state.versions),
             operations=request.app.state.operations,
             peers=state.peers,
-            dashboard_link=state.dashboard_link,
-            workers=state.workers,
-            threads=state.threads,
-            memory=state.memory,
+            dashboard_link=state.dashboard_link if inside else None,
+            workers=state.workers if inside else 0,
+            threads=state.threads if inside else 0,
+            memory=state.memory if inside else 0,
             limits=msgspec.structs.asdict(runner.settings.limits),
         )
     )
@@ -103,9 +114,14 @@ async def site(request: Request, principal: Asker) -> Response:
     response_class=Response,
 )
 async def datasets(request: Request, principal: Asker) -> Response:
-    """List the datasets that the site advertises."""
+    """List the datasets of the site that you may know of."""
     state = await _gateway(request).state()
-    summaries = tuple(dataset.summary for _, dataset in sorted(state.datasets.items()))
+    policy = _policy(request)
+    summaries = tuple(
+        dataset.summary
+        for name, dataset in sorted(state.datasets.items())
+        if policy.allows(principal, "describe", f"dataset:{name}")
+    )
     return _json(Catalogue(site=state.name, datasets=summaries))
 
 
@@ -131,6 +147,7 @@ async def dataset(
     as JSON they are left out.
     """
     gateway = _gateway(request)
+    _policy(request).require(principal, "describe", f"dataset:{name}")
     description, buffers = await gateway.description(await gateway.dataset(name))
     if FRAMES_MEDIA_TYPE in accept:
         return FrameResponse(encode_frame(description, buffers))
@@ -150,6 +167,7 @@ async def dataset(
         **failures(
             Reason.TOKEN_MISSING,
             Reason.EXPORT_NOT_ALLOWED,
+            Reason.NOT_PERMITTED,
             Reason.UNKNOWN_VARIABLE,
             Reason.VERSION_CHANGED,
             Reason.LIMIT_EXCEEDED,
@@ -178,6 +196,7 @@ async def variable(
     gateway = _gateway(request)
     runner: JobRunner = request.app.state.runner
     parts = parse_index(index)
+    _policy(request).require(principal, "compute", f"dataset:{name}")
     stored = await gateway.dataset(name)
     await gateway.require_version(stored, version)
     description, _ = await gateway.description(stored)
@@ -209,6 +228,7 @@ async def variable(
         **failures(
             Reason.TOKEN_MISSING,
             Reason.OPERATION_NOT_ALLOWED,
+            Reason.NOT_PERMITTED,
             Reason.UNKNOWN_DATASET,
             Reason.VERSION_CHANGED,
             Reason.LIMIT_EXCEEDED,
@@ -239,7 +259,12 @@ async def jobs(request: Request, principal: Asker) -> Response:
     summary="A held result",
     responses={
         **frames("`Result` of that output.", status=200),
-        **failures(Reason.TOKEN_MISSING, Reason.EXPORT_NOT_ALLOWED, Reason.UNKNOWN_RESULT),
+        **failures(
+            Reason.TOKEN_MISSING,
+            Reason.EXPORT_NOT_ALLOWED,
+            Reason.NOT_PERMITTED,
+            Reason.UNKNOWN_RESULT,
+        ),
     },
     response_class=Response,
 )

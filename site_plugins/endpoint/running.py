@@ -14,7 +14,7 @@ import logging
 import pickle
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import dask.base
@@ -24,15 +24,16 @@ import numpy as np
 from dask._expr import LLGExpr
 from distributed.client import Client, Future, as_completed
 
-from federated_dask.errors import NotPermitted, Reason, RequestRefused, TaskFailed
+from federated_dask.errors import Reason, RequestRefused, TaskFailed
 from federated_dask.protocol.frames import Buffer, encode_frame
 from federated_dask.protocol.limits import Limits
-from federated_dask.protocol.messages import Egress, Failure, Output, Result
+from federated_dask.protocol.messages import Failure, Output, Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import encode_value
 from site_plugins.endpoint.failures import failure_of_task
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
+from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.scheduler_plugin import JOB_ANNOTATION
 
@@ -101,12 +102,10 @@ class Job:
     label: str
     built: BuiltGraph
     outputs: tuple[Output, ...]
-    egress: Mapping[str, Egress]
-    """Of every dataset that the job's outputs derive from."""
+    release: Release
+    """Lets its results out."""
     pulls: Sequence[Pull] = ()
     """Values to be fetched from peers before the tasks are submitted."""
-    released: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Bytes released so far, by dataset whose egress has a limit."""
 
 
 class TaskError(Exception):
@@ -259,11 +258,8 @@ class Run:
             yield key, values.pop()
 
     async def _released(self, position: int, name: int, value: object) -> Pieces:
-        limited = [
-            dataset
-            for dataset in sorted(self.job.built.labels[position])
-            if self.job.egress[dataset].tier != "open"
-        ]
+        label = self.job.built.labels[position]
+        limited = self.job.release.limited(label)
 
         def encode() -> tuple[Result, list[Buffer], int]:
             buffers: list[Buffer] = []
@@ -283,24 +279,10 @@ class Run:
                 site=self.gateway.site,
                 hint="Convert it to a plain type in the expression, for example by `astype`.",
             ) from None
-        self._charge(limited, size)
+        self.job.release.charge(label, size)
         if is_small:
             return encode_frame(message, buffers)
         return await asyncio.to_thread(encode_frame, message, buffers)
-
-    def _charge(self, datasets: Iterable[str], size: int) -> None:
-        for dataset in datasets:
-            released = self.job.released.get(dataset, 0) + size
-            limit = self.job.egress[dataset].limit
-            if limit is None or released > limit:
-                raise NotPermitted(
-                    f"The job would release {released} bytes derived from {dataset!r}; "
-                    f"{limit or 0} may leave the site.",
-                    reason=Reason.EXPORT_NOT_ALLOWED,
-                    site=self.gateway.site,
-                    hint="Reduce more before the data leaves: average over more of it.",
-                )
-            self.job.released[dataset] = released
 
     async def _failure(self, future: Future[Any]) -> Failure:
         error = await future.exception()
@@ -317,9 +299,7 @@ class Run:
             trace,
             site=self.gateway.site,
             datasets=datasets,
-            withheld=[
-                name for name in job.built.labels[position] if job.egress[name].tier != "open"
-            ],
+            withheld=job.release.limited(job.built.labels[position]),
         )
         logger.info(
             "A task of job %s (%r) failed: %s", job.name, job.label, type(error).__qualname__
