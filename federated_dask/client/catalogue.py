@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,12 +28,15 @@ class Site:
         What it says of itself; None where it could not be reached.
     error : FederatedError or None
         Why it could not be reached.
+    operations : frozenset of str
+        Names of the operations that its libraries have.
     """
 
     name: str
     address: str
     description: SiteDescription | None = None
     error: FederatedError | None = None
+    operations: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
     @property
     def dashboard_link(self) -> str | None:

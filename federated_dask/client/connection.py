@@ -45,6 +45,7 @@ from federated_dask.protocol.messages import (
     Finished,
     JobSubmission,
     LeaseTerms,
+    Operations,
     Result,
     SiteDescription,
 )
@@ -186,6 +187,11 @@ class SiteConnection:
                 hint="Ask the site's operator to upgrade." if older else "Upgrade federated-dask.",
             )
         return description
+
+    async def operations(self) -> frozenset[str]:
+        """Ask which operations the site has."""
+        async with self._open("GET", "/operations", JSON) as reply:
+            return frozenset((await reply.json(Operations)).names)
 
     async def catalogue(self) -> Catalogue:
         """Ask which datasets the site advertises."""

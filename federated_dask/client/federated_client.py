@@ -145,7 +145,7 @@ class FederatedClient:
         found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
         self._facts.clear()
         self._facts.update(
-            (name, _facts(site.description))
+            (name, _facts(site.description, site.operations))
             for name, (site, _) in found.items()
             if site.description is not None
         )
@@ -538,11 +538,9 @@ def _unusable(client: FederatedClient, site: str) -> FederatedError:
     )
 
 
-def _facts(description: SiteDescription) -> SiteFacts:
-    names = description.operations
-    known = operation_table().names if names is None else names
+def _facts(description: SiteDescription, operations: frozenset[str]) -> SiteFacts:
     peers = frozenset(peer.name for peer in description.peers if peer.exchanges)
-    return SiteFacts(description.name, frozenset(known), peers)
+    return SiteFacts(description.name, operations, peers)
 
 
 def _computed_here(expression: Any, keys: list[Any]) -> dict[Key, Any]:

@@ -14,6 +14,7 @@ from federated_dask.client.catalogue import Site
 from federated_dask.client.connection import SiteConnection
 from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
 from federated_dask.protocol.messages import Catalogue, SiteDescription
+from federated_dask.protocol.operations import operation_table
 
 __all__ = ["Reached", "SiteFinder"]
 
@@ -88,6 +89,7 @@ class SiteFinder:
         try:
             description, catalogue = await self._ask(connection)
             check_name(told, description.name, address)
+            operations = await _operations(connection, description)
         except BaseException as error:
             await connection.close()
             if isinstance(error, NotAuthenticated) and name is not None:
@@ -95,7 +97,7 @@ class SiteFinder:
                 check_name(name, await self._name_at(address), address)
             raise
         self.connections[told] = connection
-        return Site(told, address, description), catalogue
+        return Site(told, address, description, operations=operations), catalogue
 
     async def _ask(self, connection: SiteConnection) -> tuple[SiteDescription, Catalogue]:
         async with _first_error(), asyncio.TaskGroup() as group:
@@ -142,6 +144,14 @@ class SiteFinder:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(connection.close() for connection in self.connections.values()))
+
+
+async def _operations(connection: SiteConnection, description: SiteDescription) -> frozenset[str]:
+    """Tell which operations a site has; it is asked only where its libraries differ from ours."""
+    table = operation_table()
+    if description.operations_digest in ("", table.digest):
+        return frozenset(table.names)
+    return await connection.operations()
 
 
 def _conflict(name: str, stated: Mapping[str, Sequence[str]]) -> ConfigurationError:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from federated_dask.demo.data import DemoDataset
 from federated_dask.errors import Reason, SiteUnavailable
@@ -20,7 +21,7 @@ __all__ = ["Federation", "Server", "running_sites"]
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
-COMMAND = (sys.executable, "-m", "federated_dask")
+MODULE = ("-m", "federated_dask")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def running_sites(
     folder: Path,
     datasets: Sequence[tuple[DemoDataset, Path]],
     say: Callable[[str], None],
+    *,
+    interpreters: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Federation]:
     """Set up one site per dataset, start them, and end them again.
 
@@ -71,6 +74,8 @@ def running_sites(
         What each site serves, and from where.
     say : callable
         Told what is being waited for.
+    interpreters : mapping of str to str, optional
+        Python interpreters that run sites, by site, where it is not this one.
     """
     ports = _free_ports(len(datasets))
     addresses = {
@@ -88,7 +93,7 @@ def running_sites(
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name in addresses:
-            processes[name] = _start(folder / name)
+            processes[name] = _start(folder / name, interpreters.get(name, sys.executable))
         say(f"Waiting for {', '.join(addresses)} to come up")
         servers = tuple(_wait(name, folder / name, process) for name, process in processes.items())
         yield Federation(addresses, tokens, str(bundle.resolve()), servers)
@@ -113,7 +118,7 @@ def _configure(
 ) -> None:
     """Let `site init` write a site's files, then put in what this demo serves."""
     made = subprocess.run(
-        [*COMMAND, "site", "init", str(folder), "--name", dataset.site],
+        [sys.executable, *MODULE, "site", "init", str(folder), "--name", dataset.site],
         capture_output=True,
         text=True,
         check=False,
@@ -143,7 +148,7 @@ public_key = {json.dumps(str(home / "keys" / "issuer_public.pem"))}
     (folder / "site.toml").write_text(text)
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
+def _start(folder: Path, interpreter: str) -> subprocess.Popen[bytes]:
     ready = folder / "ready.json"
     ready.unlink(missing_ok=True)
     with (folder / "site.log").open("wb") as log:
@@ -151,7 +156,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         # order; should it die instead, their standard input ends and so do they.
         return subprocess.Popen(
             [
-                *(*COMMAND, "site", "serve", str(folder / "site.toml")),
+                *(interpreter, *MODULE, "site", "serve", str(folder / "site.toml")),
                 *("--ready-file", str(ready), "--until-stdin-closes"),
             ],
             stdin=subprocess.PIPE,

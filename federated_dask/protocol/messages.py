@@ -35,6 +35,7 @@ __all__ = [
     "JobEvent",
     "JobSubmission",
     "LeaseTerms",
+    "Operations",
     "Output",
     "Peer",
     "Progress",
@@ -87,8 +88,8 @@ class SiteDescription(Message, frozen=True, kw_only=True):
     protocol_version: int = PROTOCOL_VERSION
     versions: dict[str, str] = {}
     """Library name to version, of the site's scheduler."""
-    operations: tuple[str, ...] | None = None
-    """Operations of the table that this site has; None where it has all of them."""
+    operations_digest: str = ""
+    """Of the names of the operations that this site has; `Operations` lists them."""
     peers: tuple[Peer, ...] = ()
     dashboard_link: str | None = None
     workers: Size = 0
@@ -97,6 +98,12 @@ class SiteDescription(Message, frozen=True, kw_only=True):
     """Memory limit of all workers together, bytes."""
     limits: dict[str, int] = {}
     """Caps a submission must respect; see `federated_dask.protocol.limits`."""
+
+
+class Operations(Message, frozen=True, kw_only=True):
+    """The operations that a site has (``GET /operations``): its libraries may be other ones."""
+
+    names: tuple[Annotated[str, Meta(max_length=256)], ...]
 
 
 class Egress(Message, frozen=True, kw_only=True):

@@ -80,14 +80,13 @@ def create_app(
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    everything = operation_table()
-    chosen = everything if table is None else table
+    chosen = operation_table() if table is None else table
     app.state.gateway = gateway
     app.state.verifier = verifier
     app.state.policy = policy
     app.state.runner = JobRunner(gateway, chosen, policy, settings, peering)
     app.state.peering = peering
-    app.state.operations = None if chosen is everything else chosen.names
+    app.state.table = chosen
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)

@@ -16,6 +16,7 @@ from federated_dask.protocol.messages import (
     DelegationReply,
     DelegationRequest,
     LeaseTerms,
+    Operations,
     SiteDescription,
 )
 from site_plugins.datasets import StoredVariable
@@ -95,7 +96,7 @@ async def site(request: Request, principal: Asker) -> Response:
             name=state.name,
             title=state.title,
             versions=dict(state.versions),
-            operations=request.app.state.operations,
+            operations_digest=request.app.state.table.digest,
             peers=state.peers,
             dashboard_link=state.dashboard_link if inside else None,
             workers=state.workers if inside else 0,
@@ -104,6 +105,18 @@ async def site(request: Request, principal: Asker) -> Response:
             limits=msgspec.structs.asdict(runner.settings.limits),
         )
     )
+
+
+@router.get(
+    "/operations",
+    tags=["site"],
+    summary="The operations that graphs may use",
+    responses={**json_of(Operations), **failures(Reason.TOKEN_MISSING)},
+    response_class=Response,
+)
+async def operations(request: Request, principal: Asker) -> Response:
+    """List the operations that the site's libraries have."""
+    return _json(Operations(names=request.app.state.table.names))
 
 
 @router.get(

@@ -15,6 +15,7 @@ from federated_dask.protocol.messages import (
     DelegationRequest,
     Failure,
     LeaseTerms,
+    Operations,
     SiteDescription,
 )
 
@@ -33,7 +34,15 @@ ALSO = {
 def components() -> dict[str, Any]:
     """Schemas of the messages that cross as JSON."""
     _, schemas = msgspec.json.schema_components(
-        [Catalogue, DelegationReply, DelegationRequest, Failure, LeaseTerms, SiteDescription],
+        [
+            Catalogue,
+            DelegationReply,
+            DelegationRequest,
+            Failure,
+            LeaseTerms,
+            Operations,
+            SiteDescription,
+        ],
         ref_template=SCHEMA + "{name}",
     )
     return schemas

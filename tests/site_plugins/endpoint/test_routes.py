@@ -20,12 +20,14 @@ from federated_dask.protocol.messages import (
     Result,
     SiteDescription,
 )
+from federated_dask.protocol.operations import operation_table
 from site_plugins import LocalFederation
 from tests.site_plugins.graphs import block, call, template
 from tests.site_plugins.helpers import AIR, Caller, as_message, dataset, submission, value_of
 
 ROUTES = [
     ("GET", "/site"),
+    ("GET", "/operations"),
     ("GET", "/datasets"),
     ("GET", "/datasets/a1b"),
     ("GET", "/datasets/nothing"),
@@ -89,7 +91,8 @@ async def test_site(north: Caller, federation: LocalFederation) -> None:
     assert (peer.name, peer.address) == ("south", federation.addresses["south"])
     assert (site.workers, site.threads) == (1, 2)
     assert site.memory > 0
-    assert site.operations is None
+    assert site.operations_digest == operation_table().digest
+    assert (await north.json("/operations"))["names"] == list(operation_table().names)
     assert site.limits["tasks"] == 1000
     assert site.versions["dask"]
 
