@@ -183,7 +183,8 @@ class Federation:
         for each in graph.held:
             assert each.lease.startswith(f"{each.peer or site}-")
             if each.peer is not None:
-                assert {each.peer, site} <= set(self.facts) and self.exchanging
+                assert {each.peer, site} <= set(self.facts)
+                assert self.exchanging
                 self.crossed[each.peer, site] += getattr(
                     leases[wire.Held(each.lease, each.output)], "nbytes", 0
                 )
