@@ -316,6 +316,17 @@ private_key = "keys/issuer.pem"
 # audience = "urn:federated-dask:site:{name}"
 max_lifetime = "90d"
 
+# OpenID providers whose tokens are accepted too, one section each.
+# [[issuers]]
+# name = "helmholtz"                # their groups are called climate@helmholtz here
+# url = "https://login.helmholtz.de/oauth2"        # the "iss" of their tokens, letter for letter
+# audience = "https://data.example.org"            # what "aud" must hold
+# client_id = "federated-dask"      # of the public client for `federated-dask login`
+# groups_claims = ["groups"]
+# namespaces = ["urn:geant:helmholtz.de"]          # whose AARC-G069 entitlements count
+# token_type = "at+jwt"             # or "JWT", where the provider does not follow RFC 9068
+# max_lifetime = "1d"
+
 # Other sites of the federation, one section each.
 # [[peers]]
 # name = "south"

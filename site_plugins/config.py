@@ -39,6 +39,7 @@ __all__ = [
     "DatasetSection",
     "EndpointSection",
     "GrantSection",
+    "IssuerSection",
     "LimitsSection",
     "PeerSection",
     "SiteConfig",
@@ -124,6 +125,15 @@ def _address(text: str) -> str:
     return text.rstrip("/")
 
 
+def _issuer(text: str) -> str:
+    # Kept as it is, slash at the end included: a token has to name it letter for letter.
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and "@" not in parts.netloc
+    if parts.scheme != "https" or not parts.hostname or parts.query or parts.fragment or not plain:
+        raise ValueError("must be a URL of the form https://host/path")
+    return text
+
+
 Name = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, pattern=NAME_PATTERN),
@@ -132,6 +142,7 @@ Name = Annotated[
 File = Annotated[Path, AfterValidator(_file)]
 Store = Annotated[str, StringConstraints(min_length=1), AfterValidator(_store)]
 Address = Annotated[str, AfterValidator(_address)]
+IssuerAddress = Annotated[str, AfterValidator(_issuer)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Count = Annotated[int, Field(gt=0)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
@@ -203,6 +214,32 @@ class TokensSection(Section):
     audience: str | None = Field(default=None, min_length=1)
     max_lifetime: Duration = 90 * DAY
     """Seconds."""
+
+
+class IssuerSection(Section):
+    """``[[issuers]]``: an OpenID provider whose tokens the site accepts."""
+
+    name: Name
+    """Its groups are called ``group@name`` here."""
+    url: IssuerAddress
+    """What ``iss`` must be; its keys are found from here."""
+    audience: str = Field(min_length=1)
+    """What ``aud`` must hold."""
+    keys: IssuerAddress | None = None
+    """Where its key set is; by default its discovery document says so."""
+    ca: File | None = None
+    token_type: Literal["at+jwt", "JWT"] = "at+jwt"  # noqa: S105
+    max_lifetime: Duration = DAY
+    """Seconds."""
+    groups_claims: tuple[str, ...] = ("groups",)
+    """Claims that hold names of groups."""
+    entitlement_claims: tuple[str, ...] = ("entitlements", "eduperson_entitlement")
+    """Claims that hold entitlements by AARC-G069."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces of entitlements that count."""
+    client_id: str | None = Field(default=None, min_length=1)
+    """Of the public client by which ``federated-dask login`` asks for tokens."""
+    scopes: tuple[str, ...] = ("openid", "offline_access")
 
 
 class PeerSection(Section):
@@ -281,6 +318,7 @@ class SiteConfig(Section):
     endpoint: EndpointSection
     cluster: ClusterSection = ClusterSection()
     tokens: TokensSection
+    issuers: tuple[IssuerSection, ...] = ()
     peers: tuple[PeerSection, ...] = ()
     grants: tuple[GrantSection, ...] = ()
     datasets: dict[Name, DatasetSection] = {}
@@ -291,6 +329,14 @@ class SiteConfig(Section):
         names = [self.site.name, *(peer.name for peer in self.peers)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"peers and the site itself need different names: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _issuers_differ(self) -> SiteConfig:
+        named = [issuer.name for issuer in self.issuers]
+        named += [self.token_issuer, *(issuer.url for issuer in self.issuers)]
+        if twice := sorted({each for each in named if named.count(each) > 1}):
+            raise ValueError(f"issuers need different names and URLs: {', '.join(twice)}")
         return self
 
     @property

@@ -24,10 +24,10 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobSettings
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.server import EndpointServer
+from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.scheduler_plugin import SitePlugin
-from site_plugins.tokens import TokenVerifier
 
 __all__ = ["Site", "event_loop_factory", "run_site", "serve"]
 
@@ -87,11 +87,12 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         If the scheduler cannot be reached, the certificate cannot be used, or
         the port is taken.
     """
-    verifier = TokenVerifier.from_config(config)
+    verifiers = TokenVerifiers.from_config(config)
     async with AsyncExitStack() as stack:
         registry = Registry(config.site.state / REGISTRY)
         stack.callback(registry.close)
         policy = Policy.from_config(config, registry)
+        stack.push_async_callback(verifiers.close)
         address, security = await _scheduler(config.cluster, stack)
         client = await _client(address, security, stack)
         plugin = SitePlugin.from_config(config)
@@ -116,7 +117,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             limits=config.limits.protocol(), heartbeat_seconds=config.limits.heartbeat_seconds
         )
         server = EndpointServer(
-            create_app(gateway, verifier, policy, settings=settings, peering=peering),
+            create_app(gateway, verifiers, policy, settings=settings, peering=peering),
             config.endpoint.host,
             config.endpoint.port,
             certificate=config.endpoint.certificate,

@@ -24,8 +24,8 @@ from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import components
 from site_plugins.endpoint.streams import ByteBudget
+from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
-from site_plugins.tokens import TokenVerifier
 
 __all__ = ["create_app"]
 
@@ -45,7 +45,7 @@ Errors are JSON: `Failure`, with a closed set of reasons.
 
 def create_app(
     gateway: Gateway,
-    verifier: TokenVerifier,
+    verifiers: TokenVerifiers,
     policy: Policy,
     *,
     table: OperationTable | None = None,
@@ -59,8 +59,8 @@ def create_app(
     ----------
     gateway : Gateway
         The way to the site's cluster.
-    verifier : TokenVerifier
-        Tells who asks.
+    verifiers : TokenVerifiers
+        Tell who asks.
     policy : Policy
         Tells what they may do.
     table : OperationTable, optional
@@ -82,7 +82,7 @@ def create_app(
     )
     chosen = operation_table() if table is None else table
     app.state.gateway = gateway
-    app.state.verifier = verifier
+    app.state.verifiers = verifiers
     app.state.policy = policy
     app.state.runner = JobRunner(gateway, chosen, policy, settings, peering)
     app.state.peering = peering

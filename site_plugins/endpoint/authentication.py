@@ -8,7 +8,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from site_plugins.tokens import Principal, TokenVerifier
+from site_plugins.issuers import TokenVerifiers
+from site_plugins.tokens import Principal
 
 __all__ = ["CHALLENGE", "Asker", "owner_of", "principal_of"]
 
@@ -19,7 +20,7 @@ _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="token",
     bearerFormat="JWT",
-    description="A token of the site: `federated-dask token create`.",
+    description="A token of the site (`federated-dask token create`) or of one of its issuers.",
 )
 
 
@@ -33,12 +34,14 @@ async def principal_of(
     ------
     NotAuthenticated
         If there is no token or it is not valid here.
+    SiteUnavailable
+        If the issuer of the token cannot be asked for its keys.
     """
-    verifier: TokenVerifier = request.app.state.verifier
+    verifiers: TokenVerifiers = request.app.state.verifiers
     # More than one header of a kind is how proxies and servers are brought to disagree.
     if len(request.headers.getlist("authorization")) > 1:
         credentials = None
-    return verifier.verify(None if credentials is None else credentials.credentials)
+    return await verifiers.verify(None if credentials is None else credentials.credentials)
 
 
 Asker = Annotated[Principal, Depends(principal_of)]

@@ -40,6 +40,38 @@ def problems(folder: Path, text: str) -> str:
     return caught.value.message
 
 
+ISSUER = """
+[[issuers]]
+name = "idp"
+url = "https://idp.example/oauth2/"
+audience = "urn:x"
+"""
+
+
+def test_issuers(folder: Path) -> None:
+    [issuer] = load(folder, MINIMAL + ISSUER).issuers
+    # With the slash at its end: tokens name the issuer letter for letter.
+    assert issuer.url == "https://idp.example/oauth2/"
+    assert issuer.max_lifetime == 86_400
+    assert issuer.token_type == "at+jwt"
+    assert (issuer.groups_claims, issuer.namespaces) == (("groups",), ())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://idp.example", "https://", "https://a@idp.example", "https://idp.example?x", "idp"],
+)
+def test_an_issuer_has_an_address(folder: Path, url: str) -> None:
+    text = ISSUER.replace("https://idp.example/oauth2/", url)
+    assert "issuers[0].url: must be a URL" in problems(folder, MINIMAL + text)
+
+
+def test_issuers_differ(folder: Path) -> None:
+    assert "issuers need different names and URLs: https://idp.example/oauth2/, idp" in problems(
+        folder, MINIMAL + ISSUER + ISSUER
+    )
+
+
 def test_defaults(folder: Path) -> None:
     config = load(folder, MINIMAL)
     assert config.name == "north"
