@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import re
 import socket
 import tempfile
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import xarray as xr
+from distributed.utils import silence_logging_cmgr
 
 from federated_dask.errors import ConfigurationError
 from site_plugins.certificates import new_authority, write_certificates, write_private_file
@@ -114,6 +116,8 @@ class LocalFederation:
                 for name, config in self._configs.items()
             }
             self.verify = str(Path(self._folder.name) / "ca.pem")
+            _quiet_dask.enter()
+            self._stack.callback(_quiet_dask.leave)
             self._loop = _LoopThread("federated-dask-sites")
             self._stack.callback(self._loop.stop)
             self._sites = self._start()
@@ -306,6 +310,37 @@ def _free_ports(count: int) -> list[int]:
             found.bind(("127.0.0.1", 0))
             ports.append(found.getsockname()[1])
         return ports
+
+
+class _QuietDask:
+    """Keeps Dask's log to warnings while there is any federation in this process.
+
+    A `LocalCluster` would do so itself, but of several that end together each puts
+    back the level that it found, so that some end aloud.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._stack = contextlib.ExitStack()
+
+    def enter(self) -> None:
+        """Begin."""
+        with self._lock:
+            self._count += 1
+            if self._count == 1:
+                for root in ("distributed", "bokeh"):
+                    self._stack.enter_context(silence_logging_cmgr(logging.WARNING, root))
+
+    def leave(self) -> None:
+        """End; the last one puts the levels back."""
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._stack.close()
+
+
+_quiet_dask = _QuietDask()
 
 
 class _LoopThread:

@@ -1,3 +1,4 @@
+import logging
 import socket
 import threading
 import time
@@ -150,3 +151,14 @@ def test_a_port_that_is_taken() -> None:
         sites = {"north": {}, "south": {"endpoint": {"port": taken.getsockname()[1]}}}
         with pytest.raises(ConfigurationError, match=r"cannot listen at 127\.0\.0\.1"):
             LocalFederation(sites)
+
+
+def test_dask_stays_quiet_until_the_last_federation_ends() -> None:
+    [handler] = [h for h in logging.getLogger("distributed").handlers if hasattr(h, "stream")]
+    before = handler.level
+    sites = {"north": {"datasets": {"a1b": dataset()}}}
+    with LocalFederation(sites):
+        with LocalFederation(sites):
+            assert handler.level == logging.WARNING
+        assert handler.level == logging.WARNING
+    assert handler.level == before
