@@ -22,8 +22,9 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
-from site_plugins.endpoint.schemas import components
+from site_plugins.endpoint.schemas import SCHEMA, components
 from site_plugins.endpoint.streams import ByteBudget
+from site_plugins.endpoint.web_data import router as web_data_router
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
 
@@ -41,6 +42,12 @@ sizes of the stored and the raw header (32 bits each, little-endian), the header
 (msgpack, compressed by zstd where that is shorter), and the buffers of its arrays.
 Errors are JSON: `Failure`, with a closed set of reasons.
 """
+
+
+ANY_OTHER = {
+    "description": "Any other failure.",
+    "content": {"application/json": {"schema": {"$ref": f"{SCHEMA}Failure"}}},
+}
 
 
 def create_app(
@@ -91,6 +98,7 @@ def create_app(
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
     app.include_router(router)
+    app.include_router(web_data_router)
     app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -166,6 +174,10 @@ class _LastResort:
             await _reply(internal_failure(self.site), 500)(scope, receive, send)
 
 
+def _is_of_fastapi(response: dict[str, Any] | None) -> bool:
+    return response is not None and "HTTPValidationError" in str(response)
+
+
 async def _documentation(request: Request) -> Response:
     return HTMLResponse(documentation_page(request.app.openapi()))
 
@@ -183,7 +195,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path in schema["paths"].values():
             for operation in path.values():
                 # Our handlers answer invalid requests themselves, as a `Failure`.
-                operation["responses"].pop("422", None)
+                if _is_of_fastapi(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
+                operation["responses"]["default"] = ANY_OTHER
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = schema
