@@ -167,7 +167,7 @@ def _check_dataset(console: Console, dataset: StoredDataset) -> int:
             }
             shape = ", ".join(f"{dimension} {size}" for dimension, size in dimensions.items())
             limit = description.egress.limit
-            budget = "" if limit is None else f", at most {_bytes(limit)} per job"
+            budget = "" if limit is None else f", at most {_bytes(limit)} per project"
             found = f"{shape}; {_bytes(description.size)}; egress {dataset.egress}{budget}"
     return _show(console, f"dataset {dataset.name}", problems, found)
 
@@ -360,8 +360,11 @@ on = ["*"]
 # description = "Monthly means, 1860 to 2099."
 # keywords = ["atmosphere", "temperature"]
 # license = "CC-BY-4.0"
-# egress = "open"                   # or "derived": results may leave, as far as `share` goes
-# share = 0.01                      # the largest part of its bytes that one job may release
+# accept_license = true             # to be accepted by everybody before first use
+# egress = "open"                   # or "derived": results may leave, as far as `share` goes;
+#                                   # or "functions-only": only published functions read it
+# share = 0.01                      # part of its bytes that may ever leave for one project
+# embargo = 2027-01-01              # until then for those only to whom it was granted by name
 # version = "2024-06"               # instead of a digest of the files' names, sizes and times
 
 [limits]

@@ -11,6 +11,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -271,9 +272,20 @@ class DatasetSection(Section):
     description: str = ""
     keywords: tuple[str, ...] = ()
     license: str = ""
-    egress: Literal["open", "derived"] = "open"
+    accept_license: bool = False
+    """Whether the licence has to be accepted before first use."""
+    egress: Literal["open", "derived", "functions-only"] = "open"
     share: float = Field(default=0.01, gt=0, le=1)
+    """Of a ``derived`` dataset: the part of its bytes that may ever leave for one project."""
+    embargo: date | None = None
+    """Until this day it is for those only to whom it was granted by its name."""
     version: str | None = Field(default=None, pattern=r"^[\x21-\x7e]{1,128}$")
+
+    @model_validator(mode="after")
+    def _license_named(self) -> DatasetSection:
+        if self.accept_license and not self.license.strip():
+            raise ValueError("accept_license: needs a `license` that can be accepted")
+        return self
 
     @model_validator(mode="after")
     def _open_options(self) -> DatasetSection:

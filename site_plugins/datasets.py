@@ -20,6 +20,7 @@ looking costs 2 % at most.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import logging
 import operator
@@ -77,9 +78,13 @@ class StoredDataset:
     description: str = ""
     keywords: tuple[str, ...] = ()
     license: str = ""
-    egress: Literal["open", "derived"] = "open"
+    accept_license: bool = False
+    """Whether the licence has to be accepted before first use."""
+    egress: Literal["open", "derived", "functions-only"] = "open"
     share: float = 0.01
-    """Of a ``derived`` dataset: the part of its bytes that one job may release."""
+    """Of a ``derived`` dataset: the part of its bytes that may ever leave for one project."""
+    embargo: datetime.date | None = None
+    """Until this day it is for those only to whom it was granted by its name."""
     version_override: str | None = None
     """The operator's word for the version, instead of a digest."""
 

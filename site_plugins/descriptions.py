@@ -40,7 +40,8 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
     """Describe a dataset so that it can be opened elsewhere without another question.
 
     Index coordinates and coordinates of at most 16 KiB come with their values; of
-    datasets that are open, so do other small scalars, dates and texts.
+    datasets that are open, so do other small scalars, dates and texts; of those that
+    only functions read, nothing does.
     Variables whose values have no wire form are left out; `check` names them.
 
     Parameters
@@ -89,6 +90,7 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
             )
         size = sum(_size(content.variables[name]) for name in variables)
         limit = int(dataset.share * size) if dataset.egress == "derived" else None
+        limit = 0 if dataset.egress == "functions-only" else limit
         description = messages.DatasetDescription(
             site=site,
             name=dataset.name,
@@ -106,6 +108,8 @@ def _goes_along(
     name: Hashable, variable: xr.Variable, content: xr.Dataset, dataset: StoredDataset
 ) -> bool:
     """Say whether a variable's values are part of the description."""
+    if dataset.egress == "functions-only":
+        return False
     if variable.dims == (name,):
         return True
     if _size(variable) > LARGEST_INLINE:

@@ -43,8 +43,6 @@ __all__ = ["Decision", "Policy", "unknown"]
 
 LOOK_SECONDS = 0.5
 """How often to look whether another process changed a grant."""
-KEPT_SECONDS = 30.0
-"""How long a decision is kept; an embargo may end meanwhile."""
 MOST_KEPT = 100_000
 TABLE = """
 CREATE TABLE IF NOT EXISTS grants (
@@ -144,7 +142,6 @@ class Policy:
         self._lock = threading.Lock()
         self._version: tuple[int, int] | None = None
         self._looked = 0.0
-        self._emptied = 0.0
         self._kept: dict[tuple[Any, ...], bool] = {}
         self._grants: dict[str, Grant] = {}
         self._policies = cedarpy.PolicySet.from_json_str(_set_of({}))
@@ -164,7 +161,9 @@ class Policy:
     def allows(self, principal: Principal, action: str, resource: str) -> bool:
         """Say whether a principal may do something; takes microseconds when asked again."""
         self._refresh()
+        # When an embargo is set or ends, what was decided before does not count.
         key = (
+            self._is_embargoed(resource),
             principal.issuer,
             principal.subject,
             principal.groups,
@@ -208,13 +207,11 @@ class Policy:
     def decide(self, principal: Principal, action: str, resource: str) -> Decision:
         """Decide anew, and say by which grants."""
         self._refresh()
-        kind, _, name = resource.partition(":")
-        until = self.embargo_of(name) if kind == "dataset" else None
         user = user_entity(principal.issuer, principal.subject)
         parents = [{"type": "Group", "id": group} for group in principal.groups]
         parents += [{"type": "Project", "id": project} for project in principal.projects]
         entity = {"type": "Resource", "id": resource}
-        attributes = {"name": resource, "embargoed": until is not None and self._today() < until}
+        attributes = {"name": resource, "embargoed": self._is_embargoed(resource)}
         answer = cedarpy.is_authorized(
             {
                 "principal": user,
@@ -236,6 +233,11 @@ class Policy:
             allowed=True,
             grants=tuple(self._grants[each] for each in sorted(ids) if each in self._grants),
         )
+
+    def _is_embargoed(self, resource: str) -> bool:
+        kind, _, name = resource.partition(":")
+        until = self.embargo_of(name) if kind == "dataset" else None
+        return until is not None and self._today() < until
 
     def relevant(self, principal: Principal) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Tell the groups and projects of a principal to which anything was granted here."""
@@ -315,9 +317,6 @@ class Policy:
                     self._grants = grants
                     self._kept = {}
                 self._version = version
-            if now - self._emptied > KEPT_SECONDS:
-                self._emptied = now
-                self._kept = {}
 
 
 def _set_of(policies: dict[str, Any]) -> str:

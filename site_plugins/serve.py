@@ -117,7 +117,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             limits=config.limits.protocol(), heartbeat_seconds=config.limits.heartbeat_seconds
         )
         server = EndpointServer(
-            create_app(gateway, verifiers, policy, settings=settings, peering=peering),
+            create_app(gateway, verifiers, policy, registry, settings=settings, peering=peering),
             config.endpoint.host,
             config.endpoint.port,
             certificate=config.endpoint.certificate,

@@ -50,6 +50,8 @@ class Principal:
     """Seconds since the epoch."""
     projects: tuple[str, ...] = ()
     """Projects of which the principal is a verified member, as "name@host"."""
+    project: str = field(default="", compare=False)
+    """For which of them it asks; empty for none, and not verified to be one of them."""
     issued: float = field(default=0.0, compare=False)
     """Seconds since the epoch."""
     token_id: str | None = field(default=None, compare=False)

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import math
 import os
+import re
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
     PROTOCOL_VERSION,
     AnyJobEvent,
+    Budget,
     Catalogue,
     DatasetDescription,
     DelegationReply,
@@ -45,6 +47,8 @@ from federated_dask.protocol.messages import (
     Finished,
     JobSubmission,
     LeaseTerms,
+    LicenseAcceptance,
+    LicenseTerms,
     Operations,
     Result,
     SiteDescription,
@@ -54,6 +58,7 @@ from federated_dask.protocol.values import decode_value
 __all__ = ["LinkCounter", "SiteConnection", "count_links", "task_error"]
 
 LONGEST_URL = 7_500
+PROJECT = re.compile(r"[A-Za-z0-9_.\-]{1,128}@[A-Za-z0-9_.\-]{1,128}")
 READS_AT_ONCE = 4
 """Requests at the same time for one long list of positions."""
 
@@ -89,6 +94,8 @@ class SiteConnection:
     limits : Limits, optional
         Largest reply to accept; by default buffers may take half of this
         machine's memory.
+    project : str, optional
+        Project for which all is asked, ``name@site``.
 
     Attributes
     ----------
@@ -115,6 +122,7 @@ class SiteConnection:
         timeout: float = 60.0,
         *,
         limits: Limits | None = None,
+        project: str | None = None,
     ) -> None:
         token = None if token is None else token.strip()
         if token is not None and not (token.isascii() and token.isprintable() and token):
@@ -122,6 +130,10 @@ class SiteConnection:
                 "The token is empty or holds characters that no token has.",
                 site=name,
                 hint="Give the token's text, as the site's operator handed it out.",
+            )
+        if project is not None and not PROJECT.fullmatch(project):
+            raise ConfigurationError(
+                f"{project[:128]!r} is no project.", hint="A project is called name@site."
             )
         if not (timeout > 0 and math.isfinite(timeout)):
             raise ConfigurationError(f"timeout is a number of seconds above 0, not {timeout!r}.")
@@ -132,6 +144,7 @@ class SiteConnection:
             read_trust(verify),
             float(timeout),
             _reply_limits() if limits is None else limits,
+            project,
         )
         self.counter = LinkCounter()
 
@@ -209,6 +222,23 @@ class SiteConnection:
         """
         async with self._open("GET", f"/datasets/{_quoted(name)}", FRAMES_MEDIA_TYPE) as reply:
             return await reply.frame(DatasetDescription, self.parameters.limits)
+
+    async def budget(self, name: str) -> Budget:
+        """Ask what may still leave of a dataset."""
+        async with self._open("GET", f"/datasets/{_quoted(name)}/budget", JSON) as reply:
+            return await reply.json(Budget)
+
+    async def license(self, name: str) -> LicenseTerms:
+        """Ask for the licence of a dataset."""
+        async with self._open("GET", f"/datasets/{_quoted(name)}/license", JSON) as reply:
+            return await reply.json(LicenseTerms)
+
+    async def accept_license(self, name: str, license: str) -> None:
+        """Accept the licence of a dataset."""
+        body = [msgspec.json.encode(LicenseAcceptance(license=license))]
+        path = f"/datasets/{_quoted(name)}/license"
+        async with self._open("POST", path, None, body=body):
+            pass
 
     async def read(
         self,

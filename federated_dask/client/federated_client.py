@@ -29,6 +29,7 @@ from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
 from federated_dask.client.progress import ProgressBars, wants_bars
 from federated_dask.client.run_record import RunRecord
+from federated_dask.client.terms import Terms
 from federated_dask.errors import ConfigurationError, FederatedError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
@@ -54,7 +55,7 @@ class _Federation(Protocol):
     def verify(self) -> bool | str | Path: ...
 
 
-class FederatedClient:
+class FederatedClient(Terms):
     """Connect to the sites of a federation and compute near their data.
 
     Used as a context manager, or after `as_current`, it is Dask's scheduler:
@@ -85,6 +86,9 @@ class FederatedClient:
         runs on threads of this process.
     progress : bool, optional
         Show progress bars; by default where somebody is looking.
+    project : str, optional
+        Project for which you compute, ``name@site``: where it was given a dataset,
+        its budget counts.
     asynchronous : bool, default False
         For use in coroutines: methods that wait return awaitables.
 
@@ -113,6 +117,7 @@ class FederatedClient:
         compute_timeout: float | None = None,
         home: HomeCluster | None = None,
         progress: bool | None = None,
+        project: str | None = None,
         asynchronous: bool = False,
     ) -> None:
         if isinstance(address, _Federation):
@@ -123,7 +128,7 @@ class FederatedClient:
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
         self._home = home
-        self._finder = SiteFinder(named_addresses(address), token, verify, timeout)
+        self._finder = SiteFinder(named_addresses(address), token, verify, timeout, project)
         self._progress = wants_bars() if progress is None else progress
         self._table = operation_table()
         self._facts = _Facts(self)

@@ -39,6 +39,8 @@ class SiteFinder:
         Whom to trust.
     timeout : float
         Seconds of silence after which a site counts as unavailable.
+    project : str, optional
+        Project for which all is asked.
     """
 
     def __init__(
@@ -47,11 +49,13 @@ class SiteFinder:
         token: str | Mapping[str, str] | None,
         verify: bool | str | Path,
         timeout: float,
+        project: str | None = None,
     ) -> None:
         self._addresses = addresses
         self._token = token
         self._verify = verify
         self._timeout = timeout
+        self._project = project
         self.connections: dict[str, SiteConnection] = {}
 
     async def reach_all(self) -> tuple[list[Reached], list[Reached]]:
@@ -128,7 +132,9 @@ class SiteFinder:
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
 
     def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
-        made = SiteConnection(name, address, token, self._verify, self._timeout)
+        made = SiteConnection(
+            name, address, token, self._verify, self._timeout, project=self._project
+        )
         known = self.connections.get(name)
         # Open datasets use the connection that they were opened with: there is one to close.
         return known if known is not None and known.parameters == made.parameters else made

@@ -23,7 +23,7 @@ from federated_dask.client.sessions import session_of
 from federated_dask.errors import Reason, RequestRefused, SiteUnavailable
 from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, decode_message
 from federated_dask.protocol.limits import MEBI, Limits
-from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE, Failure
+from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE, PROJECT_HEADER, Failure
 
 __all__ = ["Parameters", "Reply", "open_reply"]
 
@@ -49,6 +49,8 @@ class Parameters:
     """Seconds of silence after which a request fails."""
     limits: Limits = field(repr=False)
     """Largest reply."""
+    project: str | None = None
+    """For which all is asked."""
 
     @property
     def session_key(self) -> Hashable:
@@ -102,6 +104,8 @@ async def open_reply(
     headers = {"Accept": accept or "*/*"}
     if authenticated and parameters.token:
         headers["Authorization"] = f"Bearer {parameters.token}"
+        if parameters.project is not None:
+            headers[PROJECT_HEADER] = parameters.project
     with parameters.mapped_errors():
         response = await _send(parameters, user, counters, method, path, headers, body)
         async with response:

@@ -31,6 +31,9 @@ class Explanation:
         Bytes that would cross if the inputs were downloaded instead.
     reasons : list of (str, str, int)
         Task, why it is not at its data, and how many there are of it.
+    budgets : dict of str to (int, int)
+        Dataset with a budget, to the bytes predicted to leave and the bytes that
+        were left of the budget when it was opened.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -40,11 +43,17 @@ class Explanation:
         self.read_bytes = {site: plan.read_bytes(site) for site in plan.sites}
         self.download_bytes = plan.read_bytes()
         self.reasons = plan.reasons()
+        self.budgets = {
+            f"{dataset.site}/{dataset.name}": (size, dataset.egress_limit or 0)
+            for dataset, size in sorted(plan.leaving.items())
+        }
 
     def __repr__(self) -> str:
         parts = ["Plan", *text_table(("where", "tasks", "reads"), self._places())]
         parts += ["", *text_table(("from", "to", "bytes predicted"), self._crossings())]
         parts += ["", self._total()]
+        if self.budgets:
+            parts += ["", *text_table(BUDGETS, self._budgets())]
         if self.reasons:
             parts += ["", "Not at its data:"]
             parts += [f"  {count} × {label}: {reason}" for label, reason, count in self.reasons]
@@ -56,6 +65,8 @@ class Explanation:
             html_table(("from", "to", "bytes predicted"), self._crossings()),
             f"<p>{html.escape(self._total())}</p>",
         ]
+        if self.budgets:
+            body.append(html_table(BUDGETS, self._budgets()))
         if self.reasons:
             items = "".join(
                 f"<li>{count} × {html.escape(label)}: {html.escape(reason)}</li>"
@@ -85,6 +96,12 @@ class Explanation:
             (start, end, format_bytes(size)) for (start, end), size in sorted(self.links.items())
         ]
 
+    def _budgets(self) -> list[tuple[str, str, str]]:
+        return [
+            (name, format_bytes(size), format_bytes(left))
+            for name, (size, left) in self.budgets.items()
+        ]
+
     def _total(self) -> str:
         crossing = sum(self.links.values())
         return (
@@ -93,11 +110,14 @@ class Explanation:
         )
 
 
+BUDGETS = ("dataset with a budget", "would leave", "left of the budget")
+
+
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lay out a table for a terminal; the first columns are words, the others numbers."""
     table = [tuple(head), *(tuple(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    words = 1 if len(head) < 3 or head[1] == "tasks" else 2
+    words = 1 if len(head) < 3 or head[1] in ("tasks", "would leave") else 2
     return [
         "  "
         + "  ".join(

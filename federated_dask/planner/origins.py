@@ -88,7 +88,7 @@ class Dataset(NamedTuple):
     site: str
     name: str
     egress_limit: int | None
-    """Bytes that one job may release; None for no limit."""
+    """Bytes that were left of its budget when it was opened; None for no limit."""
 
 
 def derivations(graph: PlanGraph) -> list[frozenset[Dataset]]:

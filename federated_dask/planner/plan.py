@@ -77,6 +77,8 @@ class Plan:
     """True for persist: requested results that lie at a site stay there."""
     at: str | None = None
     """Site at which all requested results end, held."""
+    leaving: dict[Dataset, int] = field(default_factory=dict)
+    """Bytes predicted to leave of each dataset whose egress has a limit."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
 
     @property
@@ -147,7 +149,20 @@ class Plan:
             Output(task=encoded.numbers[p], release=p in released, hold=p in kept)
             for p in job.outputs
         )
-        return JobSubmission(graph=encoded.graph, outputs=outputs), encoded.buffers
+        submission = JobSubmission(graph=encoded.graph, outputs=outputs, reserve=self._reserve(job))
+        return submission, encoded.buffers
+
+    def _reserve(self, job: Job) -> dict[str, int]:
+        """Bytes that a job is going to release of its site's datasets that have a budget."""
+        if not any(dataset.site == job.site for dataset in self.leaving):
+            return {}
+        datasets = derivations(self.graph)
+        sizes: Counter[str] = Counter()
+        for position in job.released:
+            for dataset in datasets[position]:
+                if dataset in self.leaving and dataset.site == job.site:
+                    sizes[dataset.name] += self.sizes[position]
+        return dict(sizes)
 
     def reasons(self) -> list[tuple[str, str, int]]:
         """Say why tasks are not at their data: (task, reason, count), most frequent first."""
@@ -342,6 +357,7 @@ def _check_egress(plan: Plan) -> None:
     for dataset, size in leaving.items():
         if dataset.egress_limit is not None and size > dataset.egress_limit:
             raise _export_error(plan, dataset, size, largest[dataset])
+    plan.leaving = {each: size for each, size in leaving.items() if each.egress_limit is not None}
 
 
 def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> NotPermitted:
@@ -356,7 +372,7 @@ def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> Not
     because = f" They would be needed at home because {why[0]}." if why else ""
     return NotPermitted(
         f"About {size:,} bytes derived from {site}/{name} would leave the site; "
-        f"one job may release {limit:,}.{because}",
+        f"{limit:,} of its budget are left.{because}",
         reason=Reason.EXPORT_NOT_ALLOWED,
         site=site,
         hint="Reduce more before the result leaves, use operations that the site has, "

@@ -30,7 +30,7 @@ class HeldReference:
     lease: str
     output: int
     datasets: tuple[tuple[str, int | None], ...] = ()
-    """Datasets of this site from which it was derived, with the bytes a job may release."""
+    """Datasets of this site from which it was derived, with the bytes left of its budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class StoredFacts:
     shape: tuple[int, ...]
     dtype: np.dtype
     egress_limit: int | None
-    """Bytes derived from its dataset that one job may release; None for no limit."""
+    """Bytes that were left of its dataset's budget; None for no limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,11 @@ from federated_dask.protocol.trees import Value
 __all__ = [
     "DELEGATED_OUTPUTS",
     "FRAMES_MEDIA_TYPE",
+    "PROJECT_HEADER",
     "PROTOCOL_VERSION",
     "Accepted",
     "AnyJobEvent",
+    "Budget",
     "Catalogue",
     "DatasetDescription",
     "DatasetSummary",
@@ -35,6 +37,8 @@ __all__ = [
     "JobEvent",
     "JobSubmission",
     "LeaseTerms",
+    "LicenseAcceptance",
+    "LicenseTerms",
     "Operations",
     "Output",
     "Peer",
@@ -50,6 +54,9 @@ PROTOCOL_VERSION = 1
 
 FRAMES_MEDIA_TYPE = "application/vnd.federated-dask.frames"
 """Media type of bodies made of frames; everything else is JSON."""
+
+PROJECT_HEADER = "Federated-Project"
+"""Names the project for which a request is made, ``name@host``."""
 
 DELEGATED_OUTPUTS = 500
 """Outputs that one delegation may be for."""
@@ -109,13 +116,43 @@ class Operations(Message, frozen=True, kw_only=True):
 class Egress(Message, frozen=True, kw_only=True):
     """What may leave a site of one dataset.
 
-    ``open``: anything.  ``derived``: what one job releases may hold at most
-    `limit` bytes derived from the dataset.
+    ``open``: anything.  ``derived``: a budget of bytes derived from the dataset.
+    ``functions-only``: nothing but what published functions return.
     """
 
-    tier: Annotated[str, Meta(pattern="^(open|derived)$")] = "open"
+    tier: Annotated[str, Meta(pattern="^(open|derived|functions-only)$")] = "open"
     limit: Size | None = None
-    """Bytes one job may release; None where the tier sets no limit."""
+    """Bytes that are left of the budget for who asks; None where nothing sets a limit."""
+
+
+class Budget(Message, frozen=True, kw_only=True):
+    """What has left of a dataset for who asks (``GET /datasets/{name}/budget``)."""
+
+    dataset: Name
+    tier: str = "open"
+    project: str | None = None
+    """Project that shares the budget; None for who asks alone."""
+    total: Size | None = None
+    """Bytes that may ever leave; None for no limit."""
+    used: Size = 0
+    """Bytes that have left, or are set aside for what runs now."""
+
+
+class LicenseTerms(Message, frozen=True, kw_only=True):
+    """The licence of a dataset (``GET /datasets/{name}/license``)."""
+
+    dataset: Name
+    license: str = ""
+    required: bool = False
+    """Whether it has to be accepted before the dataset is used."""
+    accepted: bool = False
+
+
+class LicenseAcceptance(Message, frozen=True, kw_only=True):
+    """Acceptance of a licence by who asks (``POST /datasets/{name}/license``)."""
+
+    license: str
+    """As it was shown: another one by now is not accepted."""
 
 
 class DatasetSummary(Message, frozen=True, kw_only=True):
@@ -188,6 +225,8 @@ class JobSubmission(Message, frozen=True, kw_only=True):
     """Name shown in the site's dashboard."""
     delegations: dict[str, str] = {}
     """With which the site may fetch from its peers; the keys are those of `delegation_key`."""
+    reserve: dict[str, Size] = {}
+    """Dataset to the bytes derived from it that the job is expected to release."""
 
 
 class JobEvent(Message, frozen=True, kw_only=True, tag_field="event"):

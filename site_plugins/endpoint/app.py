@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefused
 from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
+from site_plugins.endpoint import terms_routes
+from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.documentation import documentation_page
 from site_plugins.endpoint.gateway import Gateway
@@ -27,6 +29,7 @@ from site_plugins.endpoint.streams import ByteBudget
 from site_plugins.endpoint.web_data import router as web_data_router
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
+from site_plugins.registry import Registry
 
 __all__ = ["create_app"]
 
@@ -54,6 +57,7 @@ def create_app(
     gateway: Gateway,
     verifiers: TokenVerifiers,
     policy: Policy,
+    registry: Registry,
     *,
     table: OperationTable | None = None,
     settings: JobSettings | None = None,
@@ -70,6 +74,8 @@ def create_app(
         Tell who asks.
     policy : Policy
         Tells what they may do.
+    registry : Registry
+        What the site remembers.
     table : OperationTable, optional
         Operations that the site has; by default all that its libraries have.
     settings : JobSettings, optional
@@ -91,7 +97,9 @@ def create_app(
     app.state.gateway = gateway
     app.state.verifiers = verifiers
     app.state.policy = policy
-    app.state.runner = JobRunner(gateway, chosen, policy, settings, peering)
+    app.state.registry = registry
+    app.state.access = Access(gateway, policy, registry)
+    app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
     app.state.peering = peering
     app.state.table = chosen
     app.state.body_seconds = body_seconds
@@ -99,6 +107,7 @@ def create_app(
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
     app.include_router(router)
     app.include_router(web_data_router)
+    app.include_router(terms_routes.router)
     app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

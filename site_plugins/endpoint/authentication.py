@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from federated_dask.protocol.messages import PROJECT_HEADER
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.tokens import Principal
 
@@ -41,7 +43,9 @@ async def principal_of(
     # More than one header of a kind is how proxies and servers are brought to disagree.
     if len(request.headers.getlist("authorization")) > 1:
         credentials = None
-    return await verifiers.verify(None if credentials is None else credentials.credentials)
+    principal = await verifiers.verify(None if credentials is None else credentials.credentials)
+    project = request.headers.get(PROJECT_HEADER, "")
+    return dataclasses.replace(principal, project=project) if project else principal
 
 
 Asker = Annotated[Principal, Depends(principal_of)]

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distributed.client import Client, Future
@@ -72,12 +73,15 @@ class Gateway:
         self.version_check_seconds = version_check_seconds
         self.wait_seconds = wait_seconds
         self._kept: dict[Hashable, tuple[float, asyncio.Future[Any]]] = {}
+        self._last: SiteState | None = None
 
     async def state(self) -> SiteState:
         """Tell what the site is and has."""
-        return await self._shared(
+        state: SiteState = await self._shared(
             "state", self.version_check_seconds, lambda: self._ask("federated_site")
         )
+        self._last = state
+        return state
 
     async def dataset(self, name: str) -> StoredDataset:
         """Look up a dataset.
@@ -218,11 +222,12 @@ class Gateway:
 
     def known_datasets(self) -> list[StoredDataset]:
         """Datasets that the site advertised when it was asked last."""
-        _, answer = self._kept.get("state", (0.0, None))
-        if answer is None or not answer.done() or answer.cancelled() or answer.exception():
-            return []
-        state: SiteState = answer.result()
-        return list(state.datasets.values())
+        return [] if self._last is None else list(self._last.datasets.values())
+
+    def embargo_of(self, name: str) -> date | None:
+        """Tell the embargo of a dataset, as it was advertised when the site was asked last."""
+        dataset = None if self._last is None else self._last.datasets.get(name)
+        return None if dataset is None else dataset.embargo
 
     def lost(self) -> FederatedError:
         """Error for results that the scheduler does not have any more."""

@@ -40,7 +40,6 @@ from federated_dask.protocol.graph import check_graph
 from federated_dask.protocol.messages import (
     Accepted,
     DelegationRequest,
-    Egress,
     Failure,
     Finished,
     Heartbeat,
@@ -52,11 +51,11 @@ from federated_dask.protocol.messages import (
 )
 from federated_dask.protocol.operations import OperationTable
 from site_plugins.datasets import StoredVariable
+from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.peering import Peering
-from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.running import (
     SMALL_GRAPH,
     Job,
@@ -68,7 +67,6 @@ from site_plugins.endpoint.running import (
     without_collection,
 )
 from site_plugins.endpoint.tasks import BuiltGraph, build_graph
-from site_plugins.policy import Policy
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
@@ -80,6 +78,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_OUTFLOWS = 10_000
+"""Leases of which the outputs that have left are known."""
 
 SMALL_MESSAGE = 2**14
 """Bytes of a submission up to which it is decoded and checked in the event loop."""
@@ -87,16 +86,6 @@ SMALL_BUFFERS = 2**16
 """Bytes of values up to which they are decoded in the event loop."""
 SMALL_NODES = 10_000
 """Argument nodes of all tasks up to which these are built in the event loop."""
-
-
-@dataclasses.dataclass
-class _Outflow:
-    """What has left of a lease, of datasets whose egress has a limit."""
-
-    released: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Bytes by dataset."""
-    outputs: set[int] = dataclasses.field(default_factory=set)
-    """Outputs that have left; once more tells nothing new."""
 
 
 @dataclasses.dataclass
@@ -117,8 +106,8 @@ class JobRunner:
         The way to the site's cluster.
     table : OperationTable
         The operations that the site has.
-    policy : Policy
-        What principals may do.
+    access : Access
+        Who gets at which dataset.
     settings : JobSettings, optional
         Caps and intervals.
     peering : Peering, optional
@@ -129,16 +118,16 @@ class JobRunner:
         self,
         gateway: Gateway,
         table: OperationTable,
-        policy: Policy,
+        access: Access,
         settings: JobSettings | None = None,
         peering: Peering | None = None,
     ) -> None:
         self.gateway = gateway
         self.table = table
-        self.policy = policy
+        self.access = access
         self.settings = settings or JobSettings()
         self.peering = peering
-        self._outflows: OrderedDict[str, _Outflow] = OrderedDict()
+        self._outflows: OrderedDict[str, set[int]] = OrderedDict()
 
     async def admit(self, frame: Frame, principal: Principal) -> Job:
         """Check a submission and build its tasks.
@@ -189,7 +178,7 @@ class JobRunner:
 
         built = await _called(is_small, build if is_small else lambda: without_collection(build))
         job = await self._job(built, submission.outputs, principal, submission.label)
-        return dataclasses.replace(job, pulls=pulls)
+        return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
 
     async def _operands_held(
         self, submission: JobSubmission, owner: str
@@ -216,42 +205,46 @@ class JobRunner:
                 # Fetched once, however often the graph names it.
                 key = ("pulled", secrets.token_hex(16))
                 pulls[item] = Pull(key, item.peer, item.lease, item.output, delegation)
-            # What it derives from is for its own site to watch over, which let it go.
-            held.append(LeasedOutput(key=pulls[item].key, label=frozenset()))
+            held.append(LeasedOutput(key=pulls[item].key, label=self._label(item.peer, delegation)))
         return held, list(pulls.values())
+
+    def _label(self, peer: str, delegation: str) -> frozenset[str]:
+        """Name what a peer's value derives from.
+
+        Its site charged all of it to the budget when it let it go, and information
+        that has left cannot leave again: what is made of it here may go anywhere.
+        What a site keeps to its functions it lets no peer have; should one do so by
+        mistake, it ends here.
+        """
+        assert self.peering is not None  # noqa: S101
+        derives = self.peering.derives(peer, delegation)
+        if kept := sorted(name for name, tier in derives.items() if tier == "functions-only"):
+            raise NotPermitted(
+                f"Values of {', '.join(kept)} of {peer!r} stay there: only functions read it.",
+                reason=Reason.EXPORT_NOT_ALLOWED,
+                site=self.gateway.site,
+            )
+        return frozenset(f"{peer}/{name}" for name in derives)
 
     async def _job(
         self, built: BuiltGraph, outputs: tuple[Output, ...], principal: Principal, label: str
     ) -> Job:
         names = frozenset().union(*built.labels)
-        egress = {name: await self._egress(name) for name in sorted(names)}
-        release = Release(self.policy, principal, egress)
-        # Held results may derive from datasets whose grant was revoked since.
-        release.require()
         return Job(
             name=f"job-{secrets.token_hex(8)}",
             owner=owner_of(principal),
             label=label,
             built=built,
             outputs=outputs,
-            release=release,
+            release=await self.access.release(principal, names),
         )
 
     async def _source(
         self, name: str, version: str, variable: str, principal: Principal
     ) -> StoredVariable:
-        self.policy.require(principal, "compute", f"dataset:{name}")
-        dataset = await self.gateway.dataset(name)
+        dataset = await self.access.source(principal, name)
         await self.gateway.require_version(dataset, version)
         return StoredVariable(dataset, version, variable)
-
-    async def _egress(self, name: str) -> Egress:
-        # A held result may derive from a dataset that was withdrawn since: unknown means refuse.
-        dataset = await self.gateway.dataset(name)
-        if dataset.egress == "open":
-            return Egress()
-        description, _ = await self.gateway.description(dataset)
-        return description.egress
 
     async def _held(self, asked: Sequence[tuple[str, int]], owner: str) -> list[LeasedOutput]:
         leases = {lease: await self.gateway.held(lease, owner) for lease, _ in dict(asked).items()}
@@ -275,19 +268,18 @@ class JobRunner:
         [held] = await self._held([(lease, output)], owner_of(principal))
         built = BuiltGraph(tasks={}, keys=[held.key], labels=[held.label])
         job = await self._job(built, (Output(task=0),), principal, "held result")
-        outflow = self._outflow_of(lease, job)
-        if output not in outflow.outputs:
-            # Shared by all that is fetched of the lease: its limit is that of one job.
-            job.release.released = outflow.released
+        left = self._outflow_of(lease, job)
+        # Once more tells nothing new.
+        job.release.again = output in left
         pieces = await self._single(job, output)
-        outflow.outputs.add(output)
+        left.add(output)
         return pieces
 
-    def _outflow_of(self, lease: str, job: Job) -> _Outflow:
-        """Tell what has left of a lease; what may leave without limit is not kept account of."""
-        if all(egress.tier == "open" for egress in job.release.egress.values()):
-            return _Outflow()
-        outflow = self._outflows.setdefault(lease, _Outflow())
+    def _outflow_of(self, lease: str, job: Job) -> set[int]:
+        """Tell the outputs of a lease that have left; without a budget nothing is remembered."""
+        if not job.release.accounts:
+            return set()
+        outflow = self._outflows.setdefault(lease, set())
         self._outflows.move_to_end(lease)
         while len(self._outflows) > MOST_OUTFLOWS:
             self._outflows.popitem(last=False)
@@ -299,14 +291,16 @@ class JobRunner:
             raise self.gateway.lost()
         owner = owner_of(principal)
         held = await self._held([(lease, output) for output in request.outputs], owner)
-        for name in frozenset().union(*(each.label for each in held)):
-            self.policy.require(principal, "compute", f"dataset:{name}")
-        groups, projects = self.policy.relevant(principal)
+        names = frozenset().union(*(each.label for each in held))
+        release = await self.access.release(principal, names)
+        groups, projects = self.access.policy.relevant(principal)
         sizes = await self.gateway.sizes([each.key for each in held])
         return self.peering.delegate(
             owner=owner,
             groups=groups,
             projects=projects,
+            project=principal.project,
+            derives={name: release.egress[name].tier for name in release.withheld(release.egress)},
             receiver=request.receiver,
             lease=lease,
             outputs=request.outputs,
@@ -328,6 +322,7 @@ class JobRunner:
             subject=subject,
             groups=allowed.groups,
             projects=allowed.projects,
+            project=allowed.project,
             expires=0.0,
         )
         pieces = await self.fetch(lease, output, principal)
@@ -357,6 +352,7 @@ class JobRunner:
             raise JobFailed(error.failure) from None
         finally:
             run.release()
+            await job.release.close()
             await self._closed(job)
 
     async def events(self, job: Job) -> AsyncGenerator[Pieces, None]:
@@ -438,6 +434,7 @@ class JobRunner:
             last = internal_failure(self.gateway.site)
         finally:
             run.release()
+            await job.release.close()
             account = await self._closed(job)
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
@@ -456,6 +453,7 @@ class JobRunner:
     async def _run(
         self, job: Job, run: Run, events: asyncio.Queue[Pieces | None], holding: _Holding
     ) -> JobEvent:
+        await job.release.reserve(job.reserve)
         pulled = await run.pull(self.peering)
         await run.submit()
         await events.put(encode_frame(Accepted(job=job.name, tasks=len(job.built.tasks))))
@@ -472,9 +470,8 @@ class JobRunner:
         holding.asked = asyncio.ensure_future(self.gateway.hold(lease, job.owner, outputs))
         # Given up halfway, nobody would know whether there is a lease.
         seconds = await asyncio.shield(holding.asked)
-        outflow = self._outflow_of(lease, job)
-        outflow.released.update(job.release.released)
-        outflow.outputs.update(p for p in outputs if job.outputs[p].release)
+        left = self._outflow_of(lease, job)
+        left.update(position for position in outputs if job.outputs[position].release)
         return Finished(lease=lease, lease_seconds=seconds, pulled_bytes=pulled)
 
 

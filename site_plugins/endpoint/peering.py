@@ -62,6 +62,8 @@ PULL_SECONDS = 600.0
 PIECE = 2**20
 LONGEST_REFUSAL = 64 * 1024
 LONGEST_MESSAGE = 1000
+TIERS = ("open", "derived")
+DATASET = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 LEASE = re.compile(r"[A-Za-z0-9_-]{1,128}")
 COMPACT = re.compile(r"[A-Za-z0-9_.-]{1,8192}")
 
@@ -75,6 +77,8 @@ class Delegation:
     groups: tuple[str, ...] = ()
     projects: tuple[str, ...] = ()
     """Of the owner, those to which the site granted something."""
+    project: str = ""
+    """For which the owner asked."""
     receiver: str
     limit: int
     """Bytes that one output may have."""
@@ -127,6 +131,8 @@ class Peering:
         limit: int,
         groups: Iterable[str] = (),
         projects: Iterable[str] = (),
+        project: str = "",
+        derives: Mapping[str, str] | None = None,
     ) -> str:
         """Let a peer fetch outputs of a lease.
 
@@ -144,6 +150,10 @@ class Peering:
             Bytes that one output may have.
         groups, projects : iterable of str, optional
             Of the owner, those to which the site granted something.
+        project : str, optional
+            For which the owner asks.
+        derives : mapping of str to str, optional
+            Datasets that the outputs derive from and that are not open, and their tier.
 
         Raises
         ------
@@ -163,6 +173,8 @@ class Peering:
             "owner": owner,
             "groups": list(groups),
             "projects": list(projects),
+            "project": project,
+            "derives": dict(derives or {}),
             "receiver": receiver,
             "lease": lease,
             "outputs": sorted(outputs),
@@ -200,9 +212,29 @@ class Peering:
             owner=str(claims.get("owner")),
             groups=tuple(claims.get("groups", ())),
             projects=tuple(claims.get("projects", ())),
+            project=str(claims.get("project", "")),
             receiver=receiver,
             limit=int(claims.get("bytes", 0)),
         )
+
+    def derives(self, peer: str, delegation: str) -> dict[str, str]:
+        """Tell from which of its datasets that are not open a peer lets values be fetched.
+
+        Empty where the delegation is not the peer's: the peer will refuse it.
+        """
+        verifier = self._verifiers.get(peer)
+        if verifier is None:
+            return {}
+        claims = verifier.verify(DELEGATION, delegation, DELEGATION_SECONDS) or {}
+        derives = claims.get("derives")
+        if not isinstance(derives, dict):
+            return {}
+        # Of another version of this software, say: what is not known does not get out.
+        return {
+            name: tier if tier in TIERS else "functions-only"
+            for name, tier in derives.items()
+            if DATASET.fullmatch(name)
+        }
 
     def _refused(self, message: str) -> NotAuthenticated:
         return NotAuthenticated(

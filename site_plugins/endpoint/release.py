@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Egress
+from site_plugins.ledger import Account, Exhausted, Ledger
 from site_plugins.policy import Policy
 from site_plugins.tokens import Principal
 
-__all__ = ["Release"]
+__all__ = ["OUTCOME_BYTES", "Release"]
+
+OUTCOME_BYTES = 8
+"""What a job over data with a budget costs at least: whether it fails tells something too."""
 
 
 class Release:
@@ -19,26 +25,54 @@ class Release:
     ----------
     policy : Policy
         Decides anew each time: grants may be revoked while a job runs.
+    ledger : Ledger
+        Of the budgets.
     principal : Principal
         For whom the results are.
     egress : mapping of str to Egress
-        Of every dataset that the results derive from.
+        Of every dataset of this site that the results derive from.
+    accounts : mapping of str to Account
+        Of those datasets whose budget binds this principal.
     """
 
-    def __init__(self, policy: Policy, principal: Principal, egress: Mapping[str, Egress]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        ledger: Ledger,
+        principal: Principal,
+        egress: Mapping[str, Egress],
+        accounts: Mapping[str, Account],
+    ) -> None:
         self.policy = policy
+        self.ledger = ledger
         self.principal = principal
         self.egress = egress
-        self.released: dict[str, int] = {}
-        """Bytes released so far, by dataset whose egress has a limit."""
+        self.accounts = accounts
+        self.released: Counter[str] = Counter()
+        """Bytes released so far, by dataset."""
+        self.again = False
+        """Whether it all has left before, and costs nothing."""
+        self._aside: Counter[str] = Counter()
+        """Taken from the budgets, not released yet."""
 
     def limited(self, datasets: Iterable[str]) -> list[str]:
         """Those of some datasets of which not everything may leave."""
-        return [name for name in sorted(datasets) if self.egress[name].tier != "open"]
+        return [name for name in sorted(datasets) if name in self.accounts]
+
+    def withheld(self, datasets: Iterable[str]) -> list[str]:
+        """Those of some datasets whose values no message may quote."""
+        return [
+            name
+            for name in sorted(datasets)
+            if name not in self.egress or self.egress[name].tier != "open"
+        ]
 
     def require(self, datasets: Iterable[str] | None = None) -> None:
         """Raise `NotPermitted` unless the principal may still compute with datasets."""
         for name in self.egress if datasets is None else datasets:
+            # What came from a peer was released there, to the same principal.
+            if name not in self.egress:
+                continue
             if not self.policy.allows(self.principal, "compute", f"dataset:{name}"):
                 raise NotPermitted(
                     f"You may not compute with dataset {name!r} any more.",
@@ -47,7 +81,25 @@ class Release:
                     hint="Ask the site's operator, who revoked the grant.",
                 )
 
-    def charge(self, datasets: Iterable[str], size: int) -> None:
+    async def reserve(self, planned: Mapping[str, int]) -> None:
+        """Take what a job is going to release from the budgets, before it runs.
+
+        Parameters
+        ----------
+        planned : mapping of str to int
+            Dataset to bytes, as far as they are known.
+
+        Raises
+        ------
+        NotPermitted
+            If less is left.
+        """
+        if self.accounts:
+            sizes = {name: planned.get(name, 0) for name in self.accounts}
+            await self._take({name: size + OUTCOME_BYTES for name, size in sizes.items()})
+            self._aside.update(sizes)
+
+    async def charge(self, datasets: Iterable[str], size: int) -> None:
         """Count bytes of a result that derives from datasets, before it goes out.
 
         Raises
@@ -55,16 +107,36 @@ class Release:
         NotPermitted
             If they may not leave.
         """
+        datasets = sorted(datasets)
         self.require(datasets)
-        for dataset in self.limited(datasets):
-            released = self.released.get(dataset, 0) + size
-            limit = self.egress[dataset].limit
-            if limit is None or released > limit:
-                raise NotPermitted(
-                    f"The job would release {released} bytes derived from {dataset!r}; "
-                    f"{limit or 0} may leave the site.",
-                    reason=Reason.EXPORT_NOT_ALLOWED,
-                    site=self.policy.site,
-                    hint="Reduce more before the data leaves: average over more of it.",
-                )
-            self.released[dataset] = released
+        limited = [] if self.again else self.limited(datasets)
+        missing = {name: max(0, size - self._aside[name]) for name in limited}
+        # Set aside or taken now: until this has happened nothing leaves.
+        if any(missing.values()):
+            await self._take(missing)
+        for name in limited:
+            self._aside[name] -= size - missing[name]
+        self.released.update(dict.fromkeys(datasets, size))
+
+    async def _take(self, sizes: Mapping[str, int]) -> None:
+        try:
+            await asyncio.to_thread(self.ledger.take, self.accounts, sizes)
+        except Exhausted as error:
+            # Over and above the whole budget it is no use to wait, or to ask for less now.
+            is_hopeless = sizes[error.dataset] > self.accounts[error.dataset].total
+            raise NotPermitted(
+                f"The results would be {sizes[error.dataset]:,} bytes derived from "
+                f"{error.dataset!r}; {error.left:,} of the budget are left.",
+                reason=Reason.EXPORT_NOT_ALLOWED if is_hopeless else Reason.BUDGET_EXHAUSTED,
+                site=self.policy.site,
+                hint="Reduce more before the data leaves: average over more of it. "
+                f'fed.budget("{self.policy.site}/{error.dataset}") shows the budget.',
+            ) from None
+
+    async def close(self) -> None:
+        """Give back what was taken from the budgets and not released."""
+        rest = {name: size for name, size in self._aside.items() if size > 0}
+        self._aside.clear()
+        if rest:
+            # Given up halfway it would be done all the same, unheard.
+            await asyncio.shield(asyncio.to_thread(self.ledger.give_back, self.accounts, rest))

@@ -20,6 +20,7 @@ from federated_dask.protocol.messages import (
     SiteDescription,
 )
 from site_plugins.datasets import StoredVariable
+from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import parse_index, require_readable
@@ -159,9 +160,11 @@ async def dataset(
     As a frame, the values of index coordinates and small coordinates come along;
     as JSON they are left out.
     """
-    gateway = _gateway(request)
-    _policy(request).require(principal, "describe", f"dataset:{name}")
-    description, buffers = await gateway.description(await gateway.dataset(name))
+    access: Access = request.app.state.access
+    stored = await access.dataset(principal, "describe", name)
+    description, buffers = await _gateway(request).description(stored)
+    egress = await access.egress(principal, stored)
+    description = msgspec.structs.replace(description, egress=egress)
     if FRAMES_MEDIA_TYPE in accept:
         return FrameResponse(encode_frame(description, buffers))
     variables = {
@@ -181,6 +184,8 @@ async def dataset(
             Reason.TOKEN_MISSING,
             Reason.EXPORT_NOT_ALLOWED,
             Reason.NOT_PERMITTED,
+            Reason.BUDGET_EXHAUSTED,
+            Reason.LICENSE_NOT_ACCEPTED,
             Reason.UNKNOWN_VARIABLE,
             Reason.VERSION_CHANGED,
             Reason.LIMIT_EXCEEDED,
@@ -209,8 +214,7 @@ async def variable(
     gateway = _gateway(request)
     runner: JobRunner = request.app.state.runner
     parts = parse_index(index)
-    _policy(request).require(principal, "compute", f"dataset:{name}")
-    stored = await gateway.dataset(name)
+    stored = await runner.access.source(principal, name)
     await gateway.require_version(stored, version)
     description, _ = await gateway.description(stored)
     if description.version != version:
@@ -242,6 +246,8 @@ async def variable(
             Reason.TOKEN_MISSING,
             Reason.OPERATION_NOT_ALLOWED,
             Reason.NOT_PERMITTED,
+            Reason.BUDGET_EXHAUSTED,
+            Reason.LICENSE_NOT_ACCEPTED,
             Reason.UNKNOWN_DATASET,
             Reason.VERSION_CHANGED,
             Reason.LIMIT_EXCEEDED,
@@ -274,8 +280,8 @@ async def jobs(request: Request, principal: Asker) -> Response:
         **frames("`Result` of that output.", status=200),
         **failures(
             Reason.TOKEN_MISSING,
-            Reason.EXPORT_NOT_ALLOWED,
             Reason.NOT_PERMITTED,
+            Reason.BUDGET_EXHAUSTED,
             Reason.UNKNOWN_RESULT,
         ),
     },

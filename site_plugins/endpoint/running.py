@@ -104,6 +104,8 @@ class Job:
     outputs: tuple[Output, ...]
     release: Release
     """Lets its results out."""
+    reserve: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Dataset to the bytes that its results are expected to have."""
     pulls: Sequence[Pull] = ()
     """Values to be fetched from peers before the tasks are submitted."""
 
@@ -259,13 +261,13 @@ class Run:
 
     async def _released(self, position: int, name: int, value: object) -> Pieces:
         label = self.job.built.labels[position]
-        limited = self.job.release.limited(label)
+        withheld = self.job.release.withheld(label)
 
         def encode() -> tuple[Result, list[Buffer], int]:
             buffers: list[Buffer] = []
             encoded = encode_value(value, buffers, resolver=self.table)
             size = sum(memoryview(buffer).nbytes for buffer in buffers)
-            if limited:
+            if withheld:
                 # Shapes and what stands in the tree itself tell of the data too.
                 size += len(msgspec.msgpack.encode(encoded))
             return Result(output=name, value=encoded), buffers, size
@@ -279,7 +281,7 @@ class Run:
                 site=self.gateway.site,
                 hint="Convert it to a plain type in the expression, for example by `astype`.",
             ) from None
-        self.job.release.charge(label, size)
+        await self.job.release.charge(label, size)
         if is_small:
             return encode_frame(message, buffers)
         return await asyncio.to_thread(encode_frame, message, buffers)
@@ -299,7 +301,7 @@ class Run:
             trace,
             site=self.gateway.site,
             datasets=datasets,
-            withheld=job.release.limited(job.built.labels[position]),
+            withheld=job.release.withheld(job.built.labels[position]),
         )
         logger.info(
             "A task of job %s (%r) failed: %s", job.name, job.label, type(error).__qualname__

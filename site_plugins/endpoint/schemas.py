@@ -10,11 +10,14 @@ import msgspec
 from federated_dask.errors import Reason, from_reason
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
+    Budget,
     Catalogue,
     DelegationReply,
     DelegationRequest,
     Failure,
     LeaseTerms,
+    LicenseAcceptance,
+    LicenseTerms,
     Operations,
     SiteDescription,
 )
@@ -35,12 +38,15 @@ def components() -> dict[str, Any]:
     """Schemas of the messages that cross as JSON."""
     _, schemas = msgspec.json.schema_components(
         [
+            Budget,
             Catalogue,
             DelegationReply,
             DelegationRequest,
             Failure,
             LeaseTerms,
             Operations,
+            LicenseAcceptance,
+            LicenseTerms,
             SiteDescription,
         ],
         ref_template=SCHEMA + "{name}",

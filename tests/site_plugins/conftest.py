@@ -1,5 +1,6 @@
 """Running sites for the tests of what runs in them."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 
 from site_plugins import LocalFederation
 from tests.site_plugins.helpers import Caller, dataset
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +39,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFedera
 @pytest.fixture
 def north(federation: LocalFederation) -> Iterator[Caller]:
     """The site "north"; after the test nothing may be left on its scheduler."""
-    caller = Caller(federation, "north", federation.token["north"])
+    # Somebody else in every test: budgets are for life.
+    subject = f"user-{next(_numbers)}"
+    caller = Caller(federation, "north", federation.new_token("north", subject))
+    caller.owner = f"urn:federated-dask:site:north\n{subject}"
     yield caller
     caller.wait_until_idle()
 

@@ -49,6 +49,8 @@ class Caller:
     def __init__(self, federation: LocalFederation, site: str, token: str | None) -> None:
         self.federation = federation
         self.site = site
+        self.owner = ""
+        """Name of its leases, where a test needs it."""
         self.base = federation.addresses[site]
         self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.ssl = ssl.create_default_context(cafile=federation.verify)
@@ -103,12 +105,14 @@ class Caller:
             decoder.close()
 
     async def run(
-        self, graph: Graph, *outputs: Output | int, buffers: Any = ()
+        self, graph: Graph, *outputs: Output | int, buffers: Any = (), **fields: Any
     ) -> tuple[dict[int, Any], Finished | Failure]:
         """Run a job: results by output, and the last event."""
         results = {}
         last = None
-        async for event, frame in self.events(submission(graph, *outputs, buffers=buffers)):
+        async for event, frame in self.events(
+            submission(graph, *outputs, buffers=buffers, **fields)
+        ):
             last = event
             if isinstance(event, Result):
                 results[event.output] = value_of(event.value, frame)
@@ -140,9 +144,10 @@ def value_of(value: Value, frame: Frame) -> Any:
     return decode_value(value, frame.buffers, operation_table())
 
 
-def submission(graph: Graph, *outputs: Output | int, buffers: Any = ()) -> bytes:
+def submission(graph: Graph, *outputs: Output | int, buffers: Any = (), **fields: Any) -> bytes:
     message = JobSubmission(
         graph=graph,
+        **fields,
         outputs=tuple(
             output if isinstance(output, Output) else Output(task=output) for output in outputs
         ),

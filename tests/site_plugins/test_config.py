@@ -160,7 +160,7 @@ def test_every_cap_of_the_protocol_can_be_set() -> None:
         ("[datasets.'..']\npath = 'x'", "datasets...: cannot be a name"),
         (
             "[datasets.a]\npath = 'x'\negress = 'all'",
-            "datasets.a.egress: input should be 'open' or",
+            "datasets.a.egress: input should be 'open', 'derived' or",
         ),
         ("[datasets.a]\npath = 'x'\nshare = 0.0", "datasets.a.share: input should be greater than"),
         (

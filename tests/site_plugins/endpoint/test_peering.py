@@ -529,8 +529,7 @@ async def test_a_delegation_ends_with_the_lease(
 async def test_the_limit_of_a_delegation(
     federation: LocalFederation, nobody: Caller, lease: str, north: Caller
 ) -> None:
-    owner = "urn:federated-dask:site:north\nlocal-user"
-    claims = {**GOOD, "iss": "north", "aud": "north", "owner": owner, "receiver": "south"}
+    claims = {**GOOD, "iss": "north", "aud": "north", "owner": north.owner, "receiver": "south"}
     small = speaker(federation, "north").sign(
         "delegation+jwt", {**claims, "lease": lease, "bytes": 10}, 60
     )

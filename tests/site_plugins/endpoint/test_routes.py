@@ -210,11 +210,15 @@ async def test_reads_that_do_not_fit(
 
 async def test_reads_count_as_egress(north: Caller) -> None:
     path, version = "/datasets/secret/variables/air", await north.version("secret")
-    params = {"version": version, "index": "[[0, 10, null], 0, 0]"}
+    params = {"version": version, "index": "[[0, 40, null], 0, 0]"}
     assert (await north.read("GET", path, params=params))[0] == 200
     params["index"] = "[[0, 5, null], [null, null, null], [null, null, null]]"
+    # Five rows are 1200 bytes, more than may ever leave; three are 720, more than is left.
     status, failure = await north.refused("GET", path, params=params)
     assert (status, failure.reason) == (403, "export_not_allowed")
+    params["index"] = "[[0, 3, null], [null, null, null], [null, null, null]]"
+    status, failure = await north.refused("GET", path, params=params)
+    assert (status, failure.reason) == (403, "budget_exhausted")
 
 
 async def test_a_changed_dataset(zarr_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Routes of what binds the use of a dataset: its licence and its budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Path, Request, Response
+
+from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.messages import Budget, LicenseAcceptance, LicenseTerms
+from site_plugins.endpoint.access import Access
+from site_plugins.endpoint.authentication import Asker, owner_of
+from site_plugins.endpoint.schemas import failures, json_body, json_of
+from site_plugins.endpoint.streams import receive_small
+
+__all__ = ["router"]
+
+T = TypeVar("T")
+
+router = APIRouter()
+
+DatasetName = Annotated[str, Path(description="Name of the dataset, as in the catalogue.")]
+
+
+@router.get(
+    "/datasets/{name}/budget",
+    tags=["datasets"],
+    summary="What may still leave of a dataset",
+    responses={
+        **json_of(Budget),
+        **failures(Reason.TOKEN_MISSING, Reason.NOT_PERMITTED, Reason.UNKNOWN_DATASET),
+    },
+    response_class=Response,
+)
+async def budget(request: Request, principal: Asker, name: DatasetName) -> Response:
+    """Tell how many bytes of a dataset's budget are used, by you or by your project."""
+    access: Access = request.app.state.access
+    dataset = await access.dataset(principal, "compute", name)
+    return _json(await access.budget(principal, dataset))
+
+
+@router.get(
+    "/datasets/{name}/license",
+    tags=["datasets"],
+    summary="The licence of a dataset",
+    responses={
+        **json_of(LicenseTerms),
+        **failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_DATASET),
+    },
+    response_class=Response,
+)
+async def license_(request: Request, principal: Asker, name: DatasetName) -> Response:
+    """Tell the licence of a dataset, and whether you accepted it."""
+    access: Access = request.app.state.access
+    dataset = await access.dataset(principal, "describe", name)
+    return _json(
+        LicenseTerms(
+            dataset=name,
+            license=dataset.license,
+            required=dataset.accept_license,
+            accepted=dataset.accept_license
+            and access.licences.is_accepted(owner_of(principal), dataset),
+        )
+    )
+
+
+@router.post(
+    "/datasets/{name}/license",
+    tags=["datasets"],
+    summary="Accept the licence of a dataset",
+    status_code=204,
+    openapi_extra=json_body(LicenseAcceptance),
+    responses=failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_DATASET, Reason.INVALID_ARGUMENT),
+    response_class=Response,
+)
+async def accept(request: Request, principal: Asker, name: DatasetName) -> Response:
+    """Accept the licence that was shown to you; the site writes it down."""
+    access: Access = request.app.state.access
+    dataset = await access.dataset(principal, "describe", name)
+    accepted = await json_request(request, LicenseAcceptance)
+    if accepted.license != dataset.license:
+        raise RequestRefused(
+            f"Dataset {name!r} is under another licence than the one you accept.",
+            reason=Reason.INVALID_ARGUMENT,
+            hint="Ask for the licence again, and read it.",
+        )
+    access.licences.accept(owner_of(principal), dataset)
+    return Response(status_code=204)
+
+
+async def json_request(request: Request, type_: type[T]) -> T:
+    """Receive a small JSON body.
+
+    Raises
+    ------
+    RequestRefused
+        If it is too long, too late, or does not parse.
+    """
+    body = await receive_small(request, request.app.state.body_seconds)
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from error
+
+
+def _json(message: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(message), media_type="application/json")
