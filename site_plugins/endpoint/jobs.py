@@ -257,6 +257,8 @@ class JobRunner:
         self, variable: StoredVariable, index: tuple[Any, ...], principal: Principal
     ) -> Pieces:
         """Read a part of a stored variable: one frame with the result."""
+        # Whatever the route has looked at: a read is a read of what may be read.
+        await self.access.source(principal, variable.dataset.name)
         key, task = read_task(variable, index)
         label = frozenset({variable.dataset.name})
         built = BuiltGraph(tasks={key: task}, keys=[key], labels=[label])

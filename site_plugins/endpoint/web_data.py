@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from federated_dask.errors import Reason, VersionChanged
 from federated_dask.protocol.messages import DatasetDescription
 from site_plugins.datasets import StoredDataset, StoredVariable
+from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import Index, parse_index, require_readable
@@ -39,6 +40,8 @@ REFUSALS = NOT_ACCEPTABLE | failures(
     Reason.TOKEN_MISSING,
     Reason.EXPORT_NOT_ALLOWED,
     Reason.NOT_PERMITTED,
+    Reason.BUDGET_EXHAUSTED,
+    Reason.LICENSE_NOT_ACCEPTED,
     Reason.UNKNOWN_VARIABLE,
     Reason.VERSION_CHANGED,
     Reason.LIMIT_EXCEEDED,
@@ -160,8 +163,8 @@ async def _opened(
 ) -> tuple[StoredDataset, DatasetDescription, Any]:
     """Look up and describe a dataset of which a principal wants values."""
     gateway: Gateway = request.app.state.gateway
-    request.app.state.policy.require(principal, "compute", f"dataset:{name}")
-    stored = await gateway.dataset(name)
+    access: Access = request.app.state.access
+    stored = await access.source(principal, name)
     description, buffers = await gateway.description(stored)
     return stored, description, buffers
 
