@@ -16,6 +16,7 @@ import click
 
 from federated_dask import __version__
 from federated_dask.errors import FederatedError
+from federated_dask.login_commands import login, logout
 
 __all__ = ["main"]
 
@@ -102,6 +103,10 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
         ) from error
     if not run_demo(directory, keep=keep, report=report):
         raise SystemExit(1)
+
+
+cli.add_command(login)
+cli.add_command(logout)
 
 
 def main() -> None:

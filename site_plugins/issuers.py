@@ -192,6 +192,11 @@ class TokenVerifiers:
         issuers = [OpenIDIssuer(section, site=config.name) for section in config.issuers]
         return cls(TokenVerifier.from_config(config), config.token_issuer, issuers)
 
+    @property
+    def sections(self) -> tuple[IssuerSection, ...]:
+        """The OpenID providers, as the operator wrote them down."""
+        return tuple(issuer.section for issuer in self._issuers.values())
+
     async def verify(self, text: str | None) -> Principal:
         """Tell who asks.
 

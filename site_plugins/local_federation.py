@@ -40,7 +40,7 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges", "grants"}
+TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges", "grants", "issuers"}
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
 """Budgets of datasets bind all; `export` would lift them."""
 
@@ -55,8 +55,8 @@ class LocalFederation:
         a path or fsspec URL, an `xarray.Dataset` (written to a temporary folder),
         or a mapping with ``"path"`` (either of these) and whatever a
         ``[datasets.<name>]`` section of `site.toml` may hold, such as
-        ``"egress": "derived"``.  ``"title"``, ``"limits"`` and ``"grants"`` are as in
-        `site.toml`; by default anyone may describe, compute and call everything.
+        ``"egress": "derived"``.  ``"title"``, ``"limits"``, ``"issuers"`` and ``"grants"``
+        are as in `site.toml`; by default anyone may describe, compute and call everything.
         ``"exchanges"`` names the sites with which it exchanges values directly; by
         default all.
     n_workers : int, optional
@@ -272,6 +272,7 @@ def _configs(
             },
             "grants": given.get("grants", GRANTS),
             "limits": given.get("limits", {}),
+            "issuers": given.get("issuers", []),
         }
         configs[name] = parse_config(described, Path.cwd(), source=f"LocalFederation site {name!r}")
     return configs

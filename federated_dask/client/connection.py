@@ -29,10 +29,11 @@ import numpy as np
 from federated_dask.client.indexes import Index, encode_index, join, split_index
 from federated_dask.client.link_counter import LinkCounter, count_links
 from federated_dask.client.remote_errors import connection_lost, named_failure, task_error
-from federated_dask.client.requests import JSON, Parameters, Reply, open_reply
+from federated_dask.client.requests import JSON, Parameters, RenewedToken, Reply, open_reply
 from federated_dask.client.sessions import check_address, close_sessions, read_trust
 from federated_dask.errors import ConfigurationError, Reason, RequestRefused
 from federated_dask.protocol.frames import Buffer, Frame, decode_message, encode_frame
+from federated_dask.protocol.identity_messages import LoginOptions
 from federated_dask.protocol.limits import MEBI, Limits
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
@@ -83,8 +84,8 @@ class SiteConnection:
         Name of the site.
     address : str
         Its endpoint, ``https://host:port``.
-    token : str, optional
-        Bearer token.
+    token : str or RenewedToken, optional
+        Bearer token, or what gives one that is valid.
     verify : bool or str or Path, optional
         True for the system's CAs, or a PEM file (or its text) with the only CAs
         to trust.
@@ -117,15 +118,15 @@ class SiteConnection:
         self,
         name: str,
         address: str,
-        token: str | None = None,
+        token: str | RenewedToken | None = None,
         verify: bool | str | Path = True,
         timeout: float = 60.0,
         *,
         limits: Limits | None = None,
         project: str | None = None,
     ) -> None:
-        token = None if token is None else token.strip()
-        if token is not None and not (token.isascii() and token.isprintable() and token):
+        token = token.strip() if isinstance(token, str) else token
+        if isinstance(token, str) and not (token.isascii() and token.isprintable() and token):
             raise ConfigurationError(
                 "The token is empty or holds characters that no token has.",
                 site=name,
@@ -180,6 +181,11 @@ class SiteConnection:
         """Ask whether the site works; needs no token."""
         async with self._open("GET", "/health", JSON, authenticated=False) as reply:
             return await reply.json(dict[str, str])
+
+    async def login_options(self) -> LoginOptions:
+        """Ask at which OpenID providers users of the site log in; needs no token."""
+        async with self._open("GET", "/login", JSON, authenticated=False) as reply:
+            return await reply.json(LoginOptions)
 
     async def describe_site(self) -> SiteDescription:
         """Ask what the site says of itself.

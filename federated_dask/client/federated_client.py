@@ -71,7 +71,8 @@ class FederatedClient(Terms):
         ``verify``.  Peers of these sites are discovered.
     token : str or mapping of str to str, optional
         One bearer token for all sites, peers included; or a token per site, by
-        name or address.  Tokens by name go only to addresses given here, tokens
+        name or address; by default those of `federated-dask login`, by address.
+        Tokens by name go only to addresses given here, tokens
         by address also to peers that are discovered there.  A peer for which the
         given sites state different addresses is not connected to.
     verify : bool, str or Path, default True

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from federated_dask.client.addresses import check_name
 from federated_dask.client.catalogue import Site
 from federated_dask.client.connection import SiteConnection
+from federated_dask.client.login import LoginToken, stored_token
 from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
 from federated_dask.protocol.messages import Catalogue, SiteDescription
 from federated_dask.protocol.operations import operation_table
@@ -34,7 +35,7 @@ class SiteFinder:
     addresses : sequence of (str or None, str)
         Name, where it is given, and address of every site to begin with.
     token : str, mapping of str to str, or None
-        As `FederatedClient` takes it.
+        As `FederatedClient` takes it; sites without one get that of their login.
     verify : bool, str or Path
         Whom to trust.
     timeout : float
@@ -57,6 +58,7 @@ class SiteFinder:
         self._timeout = timeout
         self._project = project
         self.connections: dict[str, SiteConnection] = {}
+        self._logins: dict[str, LoginToken | None] = {}
 
     async def reach_all(self) -> tuple[list[Reached], list[Reached]]:
         """Reach the given sites and their peers.
@@ -89,7 +91,8 @@ class SiteFinder:
 
     async def _reach(self, name: str | None, address: str, *, given: bool) -> Reached:
         told = name if name is not None else await self._name_at(address)
-        connection = self._make_connection(told, address, self._token_for(told, address, given))
+        token = await self._token_for(told, address, given)
+        connection = await self._make_connection(told, address, token)
         try:
             description, catalogue = await self._ask(connection)
             check_name(told, description.name, address)
@@ -110,7 +113,7 @@ class SiteFinder:
         return description.result(), catalogue.result()
 
     async def _name_at(self, address: str) -> str:
-        anonymous = self._make_connection(urlsplit(address).netloc or address, address, None)
+        anonymous = await self._make_connection(urlsplit(address).netloc or address, address, None)
         try:
             return (await anonymous.health()).get("site", "")
         finally:
@@ -131,21 +134,33 @@ class SiteFinder:
             self.connections.pop(name, None)
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
 
-    def _make_connection(self, name: str, address: str, token: str | None) -> SiteConnection:
-        made = SiteConnection(
-            name, address, token, self._verify, self._timeout, project=self._project
-        )
+    async def _make_connection(
+        self, name: str, address: str, token: str | LoginToken | None
+    ) -> SiteConnection:
+        login = await self._login_at(address) if self._verify is True else None
+        # Who logged in with a CA file trusts it for this site.
+        verify = self._verify if login is None or login.trust is None else login.trust
+        made = SiteConnection(name, address, token, verify, self._timeout, project=self._project)
         known = self.connections.get(name)
         # Open datasets use the connection that they were opened with: there is one to close.
         return known if known is not None and known.parameters == made.parameters else made
 
-    def _token_for(self, name: str, address: str, given: bool) -> str | None:
-        if self._token is None or isinstance(self._token, str):
+    async def _token_for(self, name: str, address: str, given: bool) -> str | LoginToken | None:
+        if isinstance(self._token, str):
             return self._token
-        by_address = {key.rstrip("/"): token for key, token in self._token.items()}.get(address)
+        tokens = self._token or {}
         # A site says where its peers are; were tokens sent there by name, it
         # could have them sent anywhere.
-        return self._token.get(name, by_address) if given else by_address
+        if given and name in tokens:
+            return tokens[name]
+        by_address = {key.rstrip("/"): token for key, token in tokens.items()}
+        return by_address[address] if address in by_address else await self._login_at(address)
+
+    async def _login_at(self, address: str) -> LoginToken | None:
+        if address not in self._logins:
+            # The keyring may have to ask the user first.
+            self._logins[address] = await asyncio.to_thread(stored_token, address)
+        return self._logins[address]
 
     async def close(self) -> None:
         """Close all connections."""

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import aiohttp
 import msgspec
@@ -20,12 +20,12 @@ from yarl import URL
 from federated_dask.client.link_counter import LinkCounter, run_counter
 from federated_dask.client.remote_errors import connection_lost, mapped_errors, named_failure
 from federated_dask.client.sessions import session_of
-from federated_dask.errors import Reason, RequestRefused, SiteUnavailable
+from federated_dask.errors import NotAuthenticated, Reason, RequestRefused, SiteUnavailable
 from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, decode_message
 from federated_dask.protocol.limits import MEBI, Limits
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE, PROJECT_HEADER, Failure
 
-__all__ = ["Parameters", "Reply", "open_reply"]
+__all__ = ["Parameters", "RenewedToken", "Reply", "open_reply"]
 
 T = TypeVar("T")
 
@@ -36,13 +36,26 @@ ATTEMPTS = 2
 NOT_AN_ENDPOINT = "Check that the address is that of an endpoint, not of a page or proxy before it."
 
 
+@runtime_checkable
+class RenewedToken(Protocol):
+    """A bearer token that can be renewed; equal and hashable by what it is for."""
+
+    async def current(self) -> str:
+        """Give a token that is valid now."""
+        ...
+
+    async def renewed(self, used: str) -> str | None:
+        """Give another token than the one that was used, or None where there is none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
     """What a connection to a site is made of; its repr does not show the token."""
 
     name: str
     address: str
-    token: str | None = field(repr=False)
+    token: str | RenewedToken | None = field(repr=False)
     trust: str | None = field(repr=False)
     """CA certificates as PEM text; None for those of the system."""
     timeout: float
@@ -101,23 +114,38 @@ async def open_reply(
     counters = [counter]
     if (of_run := run_counter(parameters.name)) is not None:
         counters.append(of_run)
-    headers = {"Accept": accept or "*/*"}
-    if authenticated and parameters.token:
-        headers["Authorization"] = f"Bearer {parameters.token}"
-        if parameters.project is not None:
-            headers[PROJECT_HEADER] = parameters.project
-    with parameters.mapped_errors():
+    token = parameters.token if authenticated else None
+    text = await token.current() if isinstance(token, RenewedToken) else token
+
+    async def ask(text: str | None) -> Reply:
+        headers = {"Accept": accept or "*/*"}
+        if text:
+            headers["Authorization"] = f"Bearer {text}"
+            if parameters.project is not None:
+                headers[PROJECT_HEADER] = parameters.project
         response = await _send(parameters, user, counters, method, path, headers, body)
-        async with response:
-            try:
-                reply = Reply(response, parameters, counters)
-                await reply.check(accept)
-                yield reply
-            finally:
-                # What is not wanted any more must not be received, and the site should know.
-                unfinished = response.connection
-                if unfinished is not None and unfinished.transport is not None:
-                    unfinished.transport.abort()
+        reply = Reply(response, parameters, counters)
+        try:
+            await reply.check(accept)
+        except BaseException:
+            await reply.abandon()
+            raise
+        return reply
+
+    with parameters.mapped_errors():
+        try:
+            reply = await ask(text)
+        except NotAuthenticated as error:
+            if error.reason is not Reason.TOKEN_EXPIRED or not isinstance(token, RenewedToken):
+                raise
+            # The site has done nothing yet, so the request may be sent once more.
+            if (renewed := await token.renewed(str(text))) is None:
+                raise
+            reply = await ask(renewed)
+        try:
+            yield reply
+        finally:
+            await reply.abandon()
 
 
 async def _send(
@@ -187,6 +215,14 @@ class Reply:
         self.response = response
         self.parameters = parameters
         self.counters = counters
+
+    async def abandon(self) -> None:
+        """End the reply: what was not read is not wanted, and the site should know."""
+        unfinished = self.response.connection
+        if unfinished is not None and unfinished.transport is not None:
+            unfinished.transport.abort()
+        self.response.release()
+        await self.response.wait_for_close()
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the body as it arrives; the site waits while nobody takes it."""

@@ -21,6 +21,8 @@ from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.documentation import documentation_page
 from site_plugins.endpoint.gateway import Gateway
+from site_plugins.endpoint.identity_routes import login_options
+from site_plugins.endpoint.identity_routes import router as identity_router
 from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.routes import router
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = """
 One institute's site of a federation: its datasets, and computation beside them.
 
-Every route but `/health`, `/docs` and `/openapi.json` needs a token of the site:
+Every route but `/health`, `/login`, `/docs` and `/openapi.json` needs a token:
 `Authorization: Bearer …`. Bodies of the media type
 `application/vnd.federated-dask.frames` are made of frames: four bytes `FDF1`, the
 sizes of the stored and the raw header (32 bits each, little-endian), the header
@@ -105,9 +107,11 @@ def create_app(
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
+    app.state.login_options = login_options(gateway.site, verifiers.sections)
     app.include_router(router)
     app.include_router(web_data_router)
     app.include_router(terms_routes.router)
+    app.include_router(identity_router)
     app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -59,21 +59,25 @@ class OpenIDProvider:
         assert reply.status_code == 200, reply.text
         return str(reply.json()["access_token"])
 
-    def approve(self, address: str, user: str) -> None:
-        """Do what a user does in a browser: enter the code, log in, consent."""
+    def approve(self, address: str, user: str, *, abort: bool = False) -> None:
+        """Do what a user does in a browser: confirm the code, log in, consent; or abort."""
         import requests
 
         with requests.Session() as browser:
+            # Else certificates of the environment would take the place of ours.
+            browser.trust_env = False
             browser.verify = str(self.ca)
             reply = browser.get(address, timeout=START_SECONDS)
             for _ in range(8):
-                if "Sign-in Success" in reply.text:
+                if "Sign-in Success" in reply.text or "interrupted" in reply.text:
                     return
                 action, fields = _form(reply.text)
                 fields = {
                     **fields,
                     **({"login": user, "password": "x"} if "login" in fields else {}),
                 }
+                if abort and "login" not in fields:
+                    fields["abort"] = "yes"
                 target = requests.compat.urljoin(reply.url, action)
                 reply = browser.post(target, data=fields, timeout=START_SECONDS)
             raise AssertionError(reply.text)
