@@ -43,7 +43,7 @@ class Finder(SiteFinder):
         self.sent: list[tuple[str, str | None]] = []
         self.closed: list[str] = []
 
-    def _make_connection(self, name: str, address: str, token: str | None) -> Any:
+    async def _make_connection(self, name: str, address: str, token: str | None) -> Any:
         return Connection(self, name, address, token)
 
 
