@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from federated_dask.client.federated_client import FederatedClient
     from federated_dask.client.future import FederatedFuture
+    from federated_dask.client.waiting import as_completed, progress, wait
     from federated_dask.errors import FederatedError
 
 __version__ = "0.1.0"
@@ -21,9 +22,20 @@ _MODULES = {
     "FederatedClient": "federated_dask.client.federated_client",
     "FederatedError": "federated_dask.errors",
     "FederatedFuture": "federated_dask.client.future",
+    "as_completed": "federated_dask.client.waiting",
+    "progress": "federated_dask.client.waiting",
+    "wait": "federated_dask.client.waiting",
 }
 
-__all__ = ["FederatedClient", "FederatedError", "FederatedFuture", "__version__"]
+__all__ = [
+    "FederatedClient",
+    "FederatedError",
+    "FederatedFuture",
+    "__version__",
+    "as_completed",
+    "progress",
+    "wait",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -5,7 +5,15 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "federated_dask": ["FederatedClient", "FederatedError", "FederatedFuture", "__version__"],
+    "federated_dask": [
+        "FederatedClient",
+        "FederatedError",
+        "FederatedFuture",
+        "__version__",
+        "as_completed",
+        "progress",
+        "wait",
+    ],
     "federated_dask.errors": [
         "ConfigurationError",
         "DatasetUnreadable",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from dask.utils import format_bytes
 
+from federated_dask.client.functions import Functions, attribute_name
 from federated_dask.errors import FederatedError, NotFound, Reason
 from federated_dask.planner.explanation import html_table, text_table
+from federated_dask.protocol.call_messages import FunctionDescription
 from federated_dask.protocol.messages import DatasetSummary, SiteDescription
 
 __all__ = ["Datasets", "Site", "Sites"]
@@ -30,6 +33,11 @@ class Site:
         Why it could not be reached.
     operations : frozenset of str
         Names of the operations that its libraries have.
+    published : tuple of FunctionDescription
+        The functions that it publishes, as it describes them.
+    functions : Functions
+        The same, to be called.  Each is an attribute as well:
+        ``fed.sites["north"].trend(…)``.
     """
 
     name: str
@@ -37,6 +45,10 @@ class Site:
     description: SiteDescription | None = None
     error: FederatedError | None = None
     operations: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
+    published: tuple[FunctionDescription, ...] = dataclasses.field(default=(), repr=False)
+    functions: Functions = dataclasses.field(
+        default_factory=lambda: Functions({}), repr=False, compare=False
+    )
 
     @property
     def dashboard_link(self) -> str | None:
@@ -47,6 +59,20 @@ class Site:
     def status(self) -> str:
         """``ok``, or the reason code of what went wrong."""
         return "ok" if self.error is None else str(self.error.reason)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        # Copies are made of an object that has no attributes at first.
+        functions: Functions = self.__dict__.get("functions") or Functions({})
+        for function in functions.values():
+            if attribute_name(function.description.name) == name:
+                return function.as_python()
+        raise AttributeError(
+            f"This site publishes no function {name!r}; fed.functions lists what there is."
+        )
+
+    def __dir__(self) -> list[str]:
+        names = (attribute_name(each.description.name) for each in self.functions.values())
+        return sorted({*super().__dir__(), *names})
 
     def __repr__(self) -> str:
         return f"<Site {self.name!r} at {self.address}: {self.status}>"

@@ -32,7 +32,13 @@ from federated_dask.client.remote_errors import connection_lost, named_failure, 
 from federated_dask.client.requests import JSON, Parameters, RenewedToken, Reply, open_reply
 from federated_dask.client.sessions import check_address, close_sessions, read_trust
 from federated_dask.errors import ConfigurationError, Reason, RequestRefused
-from federated_dask.protocol.frames import Buffer, Frame, decode_message, encode_frame
+from federated_dask.protocol.call_messages import (
+    AnyCallEvent,
+    CallSubmission,
+    Functions,
+    Returned,
+)
+from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
 from federated_dask.protocol.identity_messages import LoginOptions
 from federated_dask.protocol.limits import MEBI, Limits
 from federated_dask.protocol.messages import (
@@ -217,6 +223,11 @@ class SiteConnection:
         async with self._open("GET", "/datasets", JSON) as reply:
             return await reply.json(Catalogue)
 
+    async def functions(self) -> Functions:
+        """Ask which functions the site publishes."""
+        async with self._open("GET", "/functions", JSON) as reply:
+            return await reply.json(Functions)
+
     async def describe_dataset(self, name: str) -> tuple[DatasetDescription, list[bytearray]]:
         """Ask for all that is needed to open a dataset, in one round trip.
 
@@ -304,7 +315,7 @@ class SiteConnection:
             # The halves fail alike; one error says it all.
             raise _first(group) from None
 
-    async def submit(
+    def submit(
         self, submission: JobSubmission, buffers: Sequence[Buffer] = ()
     ) -> AsyncGenerator[tuple[AnyJobEvent, list[bytearray]], None]:
         """Run a job and stream what the site has to say.
@@ -333,14 +344,64 @@ class SiteConnection:
         Iterate inside ``contextlib.aclosing``: leaving early then closes the
         request, and the site cancels the job.
         """
+        return self._events("/jobs", submission, buffers, AnyJobEvent)
+
+    def call(
+        self,
+        submission: CallSubmission,
+        buffers: Sequence[Buffer] = (),
+        *,
+        idempotent: bool = False,
+    ) -> AsyncGenerator[tuple[AnyCallEvent, list[bytearray]], None]:
+        """Call a published function and stream what the site has to say.
+
+        Parameters
+        ----------
+        submission : CallSubmission
+            The call.
+        buffers : sequence of bytes-like
+            What the values in its arguments refer to.
+        idempotent : bool, optional
+            Whether it may run twice; else it is never sent a second time.
+
+        Yields
+        ------
+        event : Accepted, CallProgress, Heartbeat, Returned or Failure
+            `Returned` or `Failure` is the last; see `task_error` for the latter.
+        buffers : list of bytearray
+            What the content of a `Returned` refers to.
+
+        Raises
+        ------
+        FederatedError
+            If the site refuses the call, or the connection ends before the call.
+
+        Notes
+        -----
+        Iterate inside ``contextlib.aclosing``: leaving early then closes the
+        request, and the site stops the function.
+        """
+        return self._events("/calls", submission, buffers, AnyCallEvent, repeatable=idempotent)
+
+    async def _events(
+        self,
+        path: str,
+        submission: msgspec.Struct,
+        buffers: Sequence[Buffer],
+        types: Any,
+        *,
+        repeatable: bool = True,
+    ) -> AsyncGenerator[tuple[Any, list[bytearray]], None]:
         body = encode_frame(submission, buffers)
-        async with self._open("POST", "/jobs", FRAMES_MEDIA_TYPE, body=body) as reply:
+        async with self._open(
+            "POST", path, FRAMES_MEDIA_TYPE, body=body, repeatable=repeatable
+        ) as reply:
             async with contextlib.aclosing(reply.frames(self.parameters.limits)) as frames:
                 async for frame in frames:
-                    event = _decode_event(frame)
+                    event: Any = decode_message(frame, types)
                     if isinstance(event, Failure):
                         event = named_failure(event, self.name)
-                    if isinstance(event, Finished | Failure):
+                    if isinstance(event, Finished | Returned | Failure):
                         await reply.read_end()
                         yield event, frame.buffers
                         return
@@ -407,6 +468,7 @@ class SiteConnection:
         *,
         body: Sequence[Buffer] | None = None,
         authenticated: bool = True,
+        repeatable: bool = True,
     ) -> contextlib.AbstractAsyncContextManager[Reply]:
         return open_reply(
             self.parameters,
@@ -417,6 +479,7 @@ class SiteConnection:
             accept,
             body=body,
             authenticated=authenticated,
+            repeatable=repeatable,
         )
 
 
@@ -430,11 +493,6 @@ def _rebuild(parameters: Parameters) -> SiteConnection:
 
 def _quoted(name: str) -> str:
     return quote(name, safe="")
-
-
-def _decode_event(frame: Frame) -> AnyJobEvent:
-    event: AnyJobEvent = decode_message(frame, AnyJobEvent)  # type: ignore[arg-type]
-    return event
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from dask.callbacks import Callback
 from dask.system import CPU_COUNT
 
 from federated_dask.client.connection import SiteConnection
+from federated_dask.client.delegations import delegate
 from federated_dask.client.held import HeldValue, Lease
 from federated_dask.client.link_counter import LinkCounter, count_links
 from federated_dask.client.remote_errors import task_error
@@ -36,7 +37,6 @@ from federated_dask.protocol.messages import (
     Finished,
     Progress,
     Result,
-    delegation_key,
 )
 
 __all__ = ["HomeCluster", "ProgressReport", "execute"]
@@ -218,17 +218,11 @@ class _Run:
 
     async def delegations(self, job: Job) -> dict[str, str]:
         """Have the sites that hold what a job needs let its site fetch it."""
-        outputs: dict[tuple[str, str, str], list[int]] = {}
-        for position, site in job.pulled.items():
-            held, _ = self.held[position]
-            key = delegation_key(held.lease, held.output)
-            outputs.setdefault((key, site, held.lease), []).append(held.output)
-        async with asyncio.TaskGroup() as group:
-            asked = {
-                key: group.create_task(self.connections[site].delegate(lease, job.site, numbers))
-                for (key, site, lease), numbers in outputs.items()
-            }
-        return {key: task.result() for key, task in asked.items()}
+        results = [
+            (site, self.held[position][0].lease, self.held[position][0].output)
+            for position, site in job.pulled.items()
+        ]
+        return await delegate(self.connections, job.site, results)
 
     def take_lease(self, job: Job, connection: SiteConnection, finished: Finished) -> None:
         name = finished.lease

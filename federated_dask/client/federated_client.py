@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,22 +21,24 @@ from dask.core import flatten
 
 from federated_dask.client import loop, takeover
 from federated_dask.client.addresses import check_token, named_addresses
+from federated_dask.client.calling import FunctionCaller
 from federated_dask.client.catalogue import Datasets, Sites
 from federated_dask.client.collector import without_collection
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.execution import HomeCluster, execute
+from federated_dask.client.facts import AnnouncedFacts, facts_of
 from federated_dask.client.finding import SiteFinder
+from federated_dask.client.functions import published
 from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
 from federated_dask.client.progress import ProgressBars, wants_bars
 from federated_dask.client.run_record import RunRecord
 from federated_dask.client.terms import Terms
-from federated_dask.errors import ConfigurationError, FederatedError
+from federated_dask.errors import ConfigurationError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
 from federated_dask.planner.plan import Plan, make_plan
 from federated_dask.planner.sources import SiteFacts
-from federated_dask.protocol.messages import SiteDescription
 from federated_dask.protocol.operations import operation_table
 
 __all__ = ["FederatedClient"]
@@ -55,7 +58,7 @@ class _Federation(Protocol):
     def verify(self) -> bool | str | Path: ...
 
 
-class FederatedClient(Terms):
+class FederatedClient(FunctionCaller, Terms):
     """Connect to the sites of a federation and compute near their data.
 
     Used as a context manager, or after `as_current`, it is Dask's scheduler:
@@ -125,6 +128,7 @@ class FederatedClient(Terms):
             token = address.token if token is None else token
             verify = address.verify if verify is True else verify
             address = address.addresses
+        super().__init__()
         check_token(token)
         self.asynchronous = asynchronous
         self.compute_timeout = compute_timeout
@@ -132,7 +136,7 @@ class FederatedClient(Terms):
         self._finder = SiteFinder(named_addresses(address), token, verify, timeout, project)
         self._progress = wants_bars() if progress is None else progress
         self._table = operation_table()
-        self._facts = _Facts(self)
+        self._facts = AnnouncedFacts(self)
         self._sites = Sites({})
         self._datasets = Datasets({})
         self._last_run: RunRecord | None = None
@@ -151,7 +155,7 @@ class FederatedClient(Terms):
         found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
         self._facts.clear()
         self._facts.update(
-            (name, _facts(site.description, site.operations))
+            (name, facts_of(site.description, site.operations))
             for name, (site, _) in found.items()
             if site.description is not None
         )
@@ -162,7 +166,15 @@ class FederatedClient(Terms):
                 for summary in catalogue.datasets
             }
         )
-        self._sites = Sites({name: site for name, (site, _) in found.items()})
+        self._functions = published(
+            {name: site.published for name, (site, _) in found.items()}, self
+        )
+        self._sites = Sites(
+            {
+                name: dataclasses.replace(site, functions=self._functions.at(name))
+                for name, (site, _) in found.items()
+            }
+        )
         return self
 
     def connection_of(self, site: str) -> SiteConnection:
@@ -197,6 +209,11 @@ class FederatedClient(Terms):
     def datasets(self) -> Datasets:
         """Datasets of all sites by qualified name; ``fed.datasets.search("sea")`` searches."""
         return self._datasets
+
+    @property
+    def facts(self) -> Mapping[str, SiteFacts]:
+        """What the sites announced, as far as it bears on a plan."""
+        return self._facts
 
     @property
     def last_run(self) -> RunRecord | None:
@@ -243,6 +260,15 @@ class FederatedClient(Terms):
             If the site cannot open it.
         """
         address = f"fed://{self._qualified(name)}"
+        if self.asynchronous:
+            return asyncio.to_thread(self.open_waiting, address, chunks, drop_variables)
+        return self.open_waiting(address, chunks, drop_variables)
+
+    def open_waiting(
+        self, name: str, chunks: Any = "auto", drop_variables: str | Iterable[str] | None = None
+    ) -> xr.Dataset:
+        """Open a dataset and wait for it, in asynchronous mode too; see `open_dataset`."""
+        address = f"fed://{self._qualified(name)}"
 
         def open_as(chunks: Any) -> xr.Dataset:
             return xr.open_dataset(
@@ -253,16 +279,13 @@ class FederatedClient(Terms):
                 backend_kwargs={"client": self},
             )
 
-        def open_() -> xr.Dataset:
-            try:
-                return open_as(chunks)
-            except NotImplementedError:
-                if not isinstance(chunks, str):
-                    raise
-                # Dask cannot tell how large texts are, and gives up on the whole dataset.
-                return open_as({})
-
-        return asyncio.to_thread(open_) if self.asynchronous else open_()
+        try:
+            return open_as(chunks)
+        except NotImplementedError:
+            if not isinstance(chunks, str):
+                raise
+            # Dask cannot tell how large texts are, and gives up on the whole dataset.
+            return open_as({})
 
     def _qualified(self, name: str) -> str:
         bare = str(name or "").removeprefix("fed://")
@@ -339,7 +362,7 @@ class FederatedClient(Terms):
             return type(collections)(results) if several else results[0]
         return futures if several else futures[0]
 
-    def _start(self, items: list[Any], timeout: float | None) -> list[FederatedFuture]:
+    def _start(self, items: list[Any], timeout: float | None) -> list[FederatedFuture[Any]]:
         found, repack = unpack_collections(*items)
         if not found:
             return [FederatedFuture(future) for future in share(_finished(items), len(items))]
@@ -437,9 +460,11 @@ class FederatedClient(Terms):
         expression = FinalizeCompute(collections_to_expr(found)).optimize()
         return Explanation(self._plan(expression, list(flatten(expression.__dask_keys__()))))
 
-    def _plan(self, expression: Any, keys: Iterable[Key], hold: bool = False) -> Plan:
+    def _plan(
+        self, expression: Any, keys: Iterable[Key], hold: bool = False, at: str | None = None
+    ) -> Plan:
         return without_collection(
-            lambda: make_plan(expression, keys, self._facts, self._table, hold=hold)
+            lambda: make_plan(expression, keys, self._facts, self._table, hold=hold, at=at)
         )
 
     async def _execute(
@@ -514,39 +539,14 @@ class FederatedClient(Terms):
 
     def __repr__(self) -> str:
         sites = len(self._finder.connections)
-        return f"<FederatedClient: {sites} sites, {len(self._datasets)} datasets>"
+        functions = f", {len(self._functions)} functions" if self._functions else ""
+        return f"<FederatedClient: {sites} sites, {len(self._datasets)} datasets{functions}>"
 
     def _repr_html_(self) -> str:
         return (
             f"<div><h3>FederatedClient</h3>{self.sites._repr_html_()}"
-            f"{self.datasets._repr_html_()}</div>"
+            f"{self.datasets._repr_html_()}{self.functions._repr_html_()}</div>"
         )
-
-
-class _Facts(dict[str, SiteFacts]):
-    """What sites announced; asked for a site that is not there, it says why."""
-
-    def __init__(self, client: FederatedClient) -> None:
-        super().__init__()
-        self._client = client
-
-    def __missing__(self, site: str) -> SiteFacts:
-        raise _unusable(self._client, site)
-
-
-def _unusable(client: FederatedClient, site: str) -> FederatedError:
-    try:
-        client.connection_of(site)
-    except FederatedError as error:
-        return error
-    return ConfigurationError(
-        "The client did not ask the site what it can do.", site=site, hint="Call fed.refresh()."
-    )
-
-
-def _facts(description: SiteDescription, operations: frozenset[str]) -> SiteFacts:
-    peers = frozenset(peer.name for peer in description.peers if peer.exchanges)
-    return SiteFacts(description.name, operations, peers)
 
 
 def _computed_here(expression: Any, keys: list[Any]) -> dict[Key, Any]:
@@ -559,7 +559,7 @@ def _finished(result: Any) -> concurrent.futures.Future[Any]:
     return future
 
 
-async def _gathered(futures: list[FederatedFuture], container: type | None) -> Any:
+async def _gathered(futures: list[FederatedFuture[Any]], container: type | None) -> Any:
     try:
         results = [await future for future in futures]
     except BaseException:

@@ -13,7 +13,14 @@ from federated_dask.client.addresses import check_name
 from federated_dask.client.catalogue import Site
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.login import LoginToken, stored_token
-from federated_dask.errors import ConfigurationError, FederatedError, NotAuthenticated
+from federated_dask.errors import (
+    ConfigurationError,
+    FederatedError,
+    NotAuthenticated,
+    NotFound,
+    Reason,
+)
+from federated_dask.protocol.call_messages import FunctionDescription
 from federated_dask.protocol.messages import Catalogue, SiteDescription
 from federated_dask.protocol.operations import operation_table
 
@@ -94,7 +101,7 @@ class SiteFinder:
         token = await self._token_for(told, address, given)
         connection = await self._make_connection(told, address, token)
         try:
-            description, catalogue = await self._ask(connection)
+            description, catalogue, published = await self._ask(connection)
             check_name(told, description.name, address)
             operations = await _operations(connection, description)
         except BaseException as error:
@@ -104,13 +111,17 @@ class SiteFinder:
                 check_name(name, await self._name_at(address), address)
             raise
         self.connections[told] = connection
-        return Site(told, address, description, operations=operations), catalogue
+        site = Site(told, address, description, operations=operations, published=published)
+        return site, catalogue
 
-    async def _ask(self, connection: SiteConnection) -> tuple[SiteDescription, Catalogue]:
+    async def _ask(
+        self, connection: SiteConnection
+    ) -> tuple[SiteDescription, Catalogue, tuple[FunctionDescription, ...]]:
         async with _first_error(), asyncio.TaskGroup() as group:
             description = group.create_task(connection.describe_site())
             catalogue = group.create_task(connection.catalogue())
-        return description.result(), catalogue.result()
+            published = group.create_task(_published(connection))
+        return description.result(), catalogue.result(), published.result()
 
     async def _name_at(self, address: str) -> str:
         anonymous = await self._make_connection(urlsplit(address).netloc or address, address, None)
@@ -165,6 +176,16 @@ class SiteFinder:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(connection.close() for connection in self.connections.values()))
+
+
+async def _published(connection: SiteConnection) -> tuple[FunctionDescription, ...]:
+    try:
+        return (await connection.functions()).functions
+    except NotFound as error:
+        if error.reason is Reason.UNKNOWN_ROUTE:
+            # A site of before there were functions.
+            return ()
+        raise
 
 
 async def _operations(connection: SiteConnection, description: SiteDescription) -> frozenset[str]:

@@ -1,25 +1,59 @@
-"""`FederatedFuture`: a result that is on its way."""
+"""`FederatedFuture`: a result that is on its way, or that stays at its site until it is wanted."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
+import threading
+import traceback
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from federated_dask.errors import Reason, SiteUnavailable
+import xarray as xr
 
-__all__ = ["FederatedFuture", "share"]
+from federated_dask.client import loop
+from federated_dask.client.returned import ReturnedObject
+from federated_dask.errors import ConfigurationError, Reason, SiteUnavailable
+
+__all__ = ["CallProgress", "FederatedFuture", "share"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-class FederatedFuture:
-    """The result of a compute that may still run; mirrors `distributed.Future`.
+@dataclass(slots=True)
+class CallProgress:
+    """How far a called function is, as it says itself."""
 
-    Made by ``FederatedClient.compute``.  In a coroutine it can be awaited.
+    fraction: float = 0.0
+    """From 0 to 1."""
+    message: str = ""
+
+
+class FederatedFuture(Generic[T]):
+    """The result of a compute or call that may still run; mirrors `distributed.Future`.
+
+    Made by ``FederatedClient.compute``, ``submit`` and ``map``.  In a coroutine it
+    can be awaited.  What a called function returned stays at its site until
+    `result` fetches it; `to_dataset` and `to_dataarray` give it lazily, and as an
+    argument of another call it goes from site to site.
     """
 
-    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
+    def __init__(
+        self,
+        future: concurrent.futures.Future[Any],
+        *,
+        label: str = "compute",
+        progress: CallProgress | None = None,
+        again: Callable[[CallProgress], concurrent.futures.Future[Any]] | None = None,
+    ) -> None:
         self._future = future
+        self._label = label
+        self._progress = progress or CallProgress()
+        self._again = again
 
     @property
     def status(self) -> str:
@@ -30,27 +64,50 @@ class FederatedFuture:
             return "pending"
         return "error" if self._future.exception() is not None else "finished"
 
+    @property
+    def label(self) -> str:
+        """What it is the result of: ``site/function``, or ``compute``."""
+        return self._label
+
+    @property
+    def progress(self) -> CallProgress:
+        """How far the called function is, where it reports that."""
+        if self.status == "finished":
+            return CallProgress(1.0, self._progress.message)
+        return CallProgress(self._progress.fraction, self._progress.message)
+
     def done(self) -> bool:
-        """Say whether the compute has ended, in whatever way."""
+        """Say whether it has ended, in whatever way."""
         return self._future.done()
 
     def cancelled(self) -> bool:
         """Say whether it was cancelled."""
         return self._future.cancelled()
 
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait for the result.
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result; bring it here, where it is at a site.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; the compute goes on after that.
+            Seconds to wait; the compute or call goes on after that.
 
         Raises
         ------
         SiteUnavailable
             With reason ``timed_out`` if the result is not there in time.
         """
+        settled = self._settled(timeout)
+        if not isinstance(settled, ReturnedObject):
+            return settled  # type: ignore[no-any-return]
+        if settled.is_here:
+            return settled.value  # type: ignore[no-any-return]
+        try:
+            return loop.sync(settled.fetch(), timeout)  # type: ignore[no-any-return]
+        except TimeoutError:
+            raise _late(timeout) from None
+
+    def _settled(self, timeout: float | None = None) -> Any:
         try:
             return self._future.result(timeout)
         except concurrent.futures.TimeoutError:
@@ -65,23 +122,104 @@ class FederatedFuture:
         except concurrent.futures.TimeoutError:
             raise _late(timeout) from None
 
-    def cancel(self) -> None:
-        """Stop the compute, at the sites too.
+    def traceback(self, timeout: float | None = None) -> str | None:
+        """Wait for the end; tell where it failed, at the site too, as Python shows it.
 
-        Futures made in one call are one compute, which stops when all of them
-        are cancelled.
+        None where nothing was raised.
+        """
+        error = self.exception(timeout)
+        return None if error is None else "".join(traceback.format_exception(error))
+
+    def cancel(self) -> None:
+        """Stop the compute or call, at the sites too.
+
+        Futures made in one `compute` are one compute, which stops when all of
+        them are cancelled.
         """
         self._future.cancel()
 
-    def add_done_callback(self, function: Callable[[FederatedFuture], object]) -> None:
-        """Call `function` with this future once it is done."""
-        self._future.add_done_callback(lambda _: function(self))
+    def retry(self) -> None:
+        """Make the call again, where it has ended; a new try has the same arguments.
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        return asyncio.wrap_future(self._future).__await__()
+        Raises
+        ------
+        ConfigurationError
+            If this is no call.
+        """
+        if self._again is None:
+            raise ConfigurationError(
+                "Only calls of functions can be tried again.", hint="Compute it once more."
+            )
+        if self._future.done():
+            self._progress = CallProgress()
+            self._future = self._again(self._progress)
+
+    def to_dataset(self) -> xr.Dataset:
+        """Give the result as a lazy dataset, once the function has returned.
+
+        Its chunks stay at the site; expressions over it run there.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is no dataset.
+        """
+        found = self._lazily()
+        if isinstance(found, xr.Dataset):
+            return found
+        raise _other_kind(found, "Dataset")
+
+    def to_dataarray(self) -> xr.DataArray:
+        """Give the result as a lazy array, once the function has returned.
+
+        Its chunks stay at the site; expressions over it run there.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is no array.
+        """
+        found = self._lazily()
+        if isinstance(found, xr.DataArray):
+            return found
+        if hasattr(found, "shape") and hasattr(found, "dtype"):
+            return xr.DataArray(found)
+        raise _other_kind(found, "DataArray")
+
+    def _lazily(self) -> Any:
+        settled = self._settled()
+        return settled.lazy() if isinstance(settled, ReturnedObject) else settled
+
+    def add_done_callback(self, function: Callable[[FederatedFuture[T]], object]) -> None:
+        """Call `function` with this future once it is done, on a thread of its own."""
+
+        def call() -> None:
+            try:
+                function(self)
+            except Exception:
+                # Code of the user's, which nobody waits for: as `concurrent.futures` does it.
+                logger.exception("A callback of %r raised.", self)
+
+        def start(_: object) -> None:
+            # The loop's own thread must not run it: it may wait for a site.
+            threading.Thread(target=call, name="federated-dask-callback", daemon=True).start()
+
+        self._future.add_done_callback(start)
+
+    async def _result(self) -> T:
+        settled = await asyncio.wrap_future(self._future)
+        if isinstance(settled, ReturnedObject):
+            if settled.is_here:
+                return settled.value  # type: ignore[no-any-return]
+            return await asyncio.wrap_future(loop.start(settled.fetch()))
+        return settled  # type: ignore[no-any-return]
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._result().__await__()
 
     def __repr__(self) -> str:
-        return f"<FederatedFuture: {self.status}>"
+        what = f"{self._label}, " if self._again is not None else ""
+        return f"<{type(self).__name__}: {what}{self.status}>"
 
 
 def share(
@@ -148,4 +286,11 @@ def _late(timeout: float | None) -> SiteUnavailable:
         f"The result was not there within {timeout:g} seconds.",
         reason=Reason.TIMED_OUT,
         hint="Wait longer, or cancel() it.",
+    )
+
+
+def _other_kind(found: object, wanted: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The result is a {type(found).__name__}, not a {wanted}.",
+        hint="future.result() gives it as it is.",
     )

@@ -16,7 +16,9 @@ import contextvars
 import weakref
 from typing import Any
 
-from dask._task_spec import Task
+from dask._task_spec import DataNode, Task
+from dask.core import flatten
+from dask.highlevelgraph import MaterializedLayer
 
 from federated_dask.client import loop
 from federated_dask.client.connection import SiteConnection
@@ -26,7 +28,7 @@ from federated_dask.planner.graph import Key
 from federated_dask.planner.sources import HeldReference
 from federated_dask.protocol.operations import operation_table
 
-__all__ = ["HeldValue", "Lease", "held_task"]
+__all__ = ["HeldValue", "Lease", "held_task", "held_values"]
 
 RELEASE_SECONDS = 10.0
 RENEW_SECONDS = 30.0
@@ -155,3 +157,22 @@ def fetch_held(held: HeldValue) -> Any:
 def held_task(key: Key, held: HeldValue) -> Task:
     """Make the graph node that stands for a held result."""
     return Task(key, fetch_held, held)
+
+
+def held_values(array: Any) -> list[HeldValue] | None:
+    """Give the held results that a dask array is made of, in C order of its chunks.
+
+    None for an array of anything else.
+    """
+    layer = array.dask.layers.get(array.name)
+    if not isinstance(layer, MaterializedLayer):
+        return None
+    found = []
+    for key in flatten(array.__dask_keys__()):
+        node = layer.mapping.get(key)
+        if not (isinstance(node, Task) and node.func is fetch_held):
+            return None
+        held = node.args[0]
+        held = held.value if isinstance(held, DataNode) else held
+        found.append(held)
+    return found

@@ -29,7 +29,7 @@ from federated_dask.errors import (
 )
 from federated_dask.protocol.messages import Failure
 
-__all__ = ["connection_lost", "mapped_errors", "named_failure", "task_error"]
+__all__ = ["clean_text", "connection_lost", "mapped_errors", "named_failure", "task_error"]
 
 LONGEST_MESSAGE = 4_000
 LONGEST_TRACEBACK = 100_000
@@ -68,7 +68,7 @@ def _transport_error(error: Exception, site: str, address: str, timeout: float) 
         return _certificate_error(error, site, address)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return SiteUnavailable(
-            f"No encrypted connection to {address}: {_clean(str(error))}.",
+            f"No encrypted connection to {address}: {clean_text(str(error))}.",
             reason=Reason.UNREACHABLE,
             site=site,
             hint="Check that the address and port are those of an endpoint.",
@@ -82,19 +82,20 @@ def _transport_error(error: Exception, site: str, address: str, timeout: float) 
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return SiteUnavailable(
-            f"{address} cannot be reached: {_clean(str(error.os_error))}.",
+            f"{address} cannot be reached: {clean_text(str(error.os_error))}.",
             reason=Reason.UNREACHABLE,
             site=site,
             hint="Check the address and that the site is up.",
         )
     if isinstance(error, malformed):
+        detail = clean_text(str(error))
         return RequestRefused(
-            f"What answers at {address} does not speak HTTP as it should: {_clean(str(error))}.",
+            f"What answers at {address} does not speak HTTP as it should: {detail}.",
             reason=Reason.MALFORMED,
             site=site,
             hint="Check that the address and port are those of an endpoint.",
         )
-    return connection_lost(site, _clean(str(error)))
+    return connection_lost(site, clean_text(str(error)))
 
 
 def connection_lost(site: str, detail: str = "") -> SiteUnavailable:
@@ -109,7 +110,7 @@ def connection_lost(site: str, detail: str = "") -> SiteUnavailable:
 
 def _certificate_error(error: Exception, site: str, address: str) -> SiteUnavailable:
     cause = getattr(error, "certificate_error", error)
-    detail = _clean(getattr(cause, "verify_message", None) or str(cause)).rstrip(".")
+    detail = clean_text(getattr(cause, "verify_message", None) or str(cause)).rstrip(".")
     hint = "Give the CA file of this site: verify='ca.pem'."
     if "ostname mismatch" in detail or "IP address mismatch" in detail:
         hint = "Use the host name for which the site's certificate was issued."
@@ -126,11 +127,11 @@ def named_failure(failure: Failure, site: str) -> Failure:
     return msgspec.structs.replace(
         failure,
         site=site,
-        message=_clean(failure.message),
-        hint=None if failure.hint is None else _clean(failure.hint),
+        message=clean_text(failure.message),
+        hint=None if failure.hint is None else clean_text(failure.hint),
         traceback=None
         if failure.traceback is None
-        else _clean(failure.traceback, LONGEST_TRACEBACK, last=True),
+        else clean_text(failure.traceback, LONGEST_TRACEBACK, last=True),
     )
 
 
@@ -168,7 +169,7 @@ def task_error(failure: Failure) -> Exception:
     if failure.exception is None:
         return failure.to_error()
     type_ = exception_types().get(failure.exception)
-    name = _clean(failure.exception, 200)
+    name = clean_text(failure.exception, 200)
     cause = from_reason(
         failure.reason,
         failure.message if type_ is not None else f"{name}: {failure.message}",
@@ -269,7 +270,8 @@ def exception_types() -> Mapping[str, type[Exception]]:
     return MappingProxyType(types)
 
 
-def _clean(text: str, longest: int = LONGEST_MESSAGE, *, last: bool = False) -> str:
+def clean_text(text: str, longest: int = LONGEST_MESSAGE, *, last: bool = False) -> str:
+    """Bound a text that came from a site, and take what steers terminals out of it."""
     if len(text) > longest:
         text = f"…{text[-longest:]}" if last else f"{text[:longest]}…"
     return "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)

@@ -86,6 +86,7 @@ async def open_reply(
     *,
     body: Sequence[Buffer] | None = None,
     authenticated: bool = True,
+    repeatable: bool = True,
 ) -> AsyncIterator[Reply]:
     """Send a request and give its reply, the body still to be read.
 
@@ -105,6 +106,8 @@ async def open_reply(
         Pieces of frames.
     authenticated : bool, optional
         Send the token.
+    repeatable : bool, optional
+        Send it once more where the site may have got it, but did not answer.
 
     Raises
     ------
@@ -123,7 +126,7 @@ async def open_reply(
             headers["Authorization"] = f"Bearer {text}"
             if parameters.project is not None:
                 headers[PROJECT_HEADER] = parameters.project
-        response = await _send(parameters, user, counters, method, path, headers, body)
+        response = await _send(parameters, user, counters, method, path, headers, body, repeatable)
         reply = Reply(response, parameters, counters)
         try:
             await reply.check(accept)
@@ -156,6 +159,7 @@ async def _send(
     path: str,
     headers: dict[str, str],
     body: Sequence[Buffer] | None,
+    repeatable: bool,
 ) -> aiohttp.ClientResponse:
     # aiohttp's read timeout begins anew with every byte.  Until the headers are whole this
     # deadline holds, so that trickled headers and a site that takes no bytes end too.
@@ -179,7 +183,7 @@ async def _send(
                 # Mostly the site had closed the idle socket that was used again.  A job whose
                 # request broke is cancelled by its site, so it may be sent once more as well.
                 never_connected = isinstance(error, aiohttp.ClientConnectorError)
-                if never_connected or attempt == ATTEMPTS - 1:
+                if never_connected or not repeatable or attempt == ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 

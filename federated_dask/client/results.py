@@ -21,7 +21,7 @@ from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.trees import ArrayValue, Value
 from federated_dask.protocol.values import decode_value
 
-__all__ = ["announced_limit", "check_result", "decode_result", "misbehaved"]
+__all__ = ["announced_limit", "check_announced", "check_result", "decode_result", "misbehaved"]
 
 SLACK = 64 * 2**20
 """Bytes that any result may have: predictions of small ones can be far off."""
@@ -64,12 +64,23 @@ def decode_result(
     SiteUnavailable
         If they are larger; nothing is made of them then.
     """
-    announced = sum(_bytes_with_repeats(value))
+    check_announced(value, limit, site)
+    return decode_value(value, buffers, table)
+
+
+def check_announced(described: object, limit: int, site: str) -> None:
+    """Refuse trees whose arrays repeat themselves to more than `limit` bytes.
+
+    Raises
+    ------
+    SiteUnavailable
+        If they do.
+    """
+    announced = sum(_bytes_with_repeats(described))
     if announced > limit:
         raise misbehaved(
             site, f"The site announced a result of {announced:,} bytes; at most {limit:,} can be."
         )
-    return decode_value(value, buffers, table)
 
 
 def _bytes_with_repeats(value: Any) -> Iterator[int]:

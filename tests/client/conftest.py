@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import iris_sample_data
 import msgspec
@@ -18,9 +20,19 @@ from aiohttp import web
 from federated_dask import FederatedClient
 from federated_dask.client import loop, sessions
 from federated_dask.client.connection import SiteConnection
+from federated_dask.protocol.call_messages import (
+    CallProgress,
+    CallSubmission,
+    FunctionDescription,
+    Functions,
+    PlainArgument,
+    Returned,
+    SentArgument,
+)
 from federated_dask.protocol.frames import FrameDecoder, decode_message, encode_frame
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
+    Accepted,
     Catalogue,
     Failure,
     Finished,
@@ -28,6 +40,8 @@ from federated_dask.protocol.messages import (
     Result,
     SiteDescription,
 )
+from federated_dask.protocol.operations import operation_table
+from federated_dask.protocol.structures import put_together, take_apart
 from federated_dask.protocol.values import encode_value
 from site_plugins import LocalFederation
 from site_plugins.datasets import StoredDataset
@@ -80,6 +94,13 @@ class StubSite:
         self.sent_events = 0
         self.events: Callable[[], AsyncIterator[list]] = self._nothing
         self.versions: dict[str, str] = {}
+        self.functions: tuple[FunctionDescription, ...] | None = ()
+        """None for a site of before there were functions."""
+        self.breaks_calls = False
+        self.bodies: dict[str, Callable[..., Any]] = {}
+        """What the functions do; what takes `report` can report progress."""
+        self.calls: list[tuple[CallSubmission, dict[str, Any]]] = []
+        self.held: dict[str, list[np.ndarray]] = {}
 
     async def _nothing(self) -> AsyncIterator[list]:
         yield encode_frame(Finished())
@@ -90,6 +111,8 @@ class StubSite:
             [
                 web.get("/health", self._health),
                 web.get("/site", self._site),
+                web.get("/functions", self._functions),
+                web.post("/calls", self._calls),
                 web.get("/datasets", self._catalogue),
                 web.get("/datasets/{name}", self._describe),
                 web.get("/datasets/{name}/variables/{variable:.*}", self._read),
@@ -175,7 +198,84 @@ class StubSite:
             raise
         return response
 
+    async def _functions(self, request):
+        if self.functions is None:
+            return self._failure("unknown_route", 404)
+        return self._json(Functions(site=self.name, functions=self.functions))
+
+    async def _calls(self, request):
+        [frame] = FrameDecoder().feed(await request.read())
+        submission = decode_message(frame, CallSubmission)
+        arguments = {
+            name: self._argument(each, frame.buffers) for name, each in submission.keywords.items()
+        }
+        self.calls.append((submission, arguments))
+        if self.breaks_calls:
+            request.transport.abort()
+            raise ConnectionResetError
+        response = web.StreamResponse(headers={"Content-Type": FRAMES_MEDIA_TYPE})
+        await response.prepare(request)
+        await response.write(b"".join(encode_frame(Accepted(job="1", tasks=1))))
+        reports: asyncio.Queue[Any] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        def report(fraction: float, message: str = "") -> None:
+            event = CallProgress(fraction=fraction, message=message)
+            here.call_soon_threadsafe(reports.put_nowait, event)
+
+        def body() -> Any:
+            function = self.bodies[submission.function]
+            if "report" in inspect.signature(function).parameters:
+                return function(report=report, **arguments)
+            return function(**arguments)
+
+        running = asyncio.ensure_future(asyncio.to_thread(body))
+        running.add_done_callback(lambda _: here.call_soon(reports.put_nowait, None))
+        try:
+            while (event := await reports.get()) is not None:
+                await response.write(b"".join(encode_frame(event)))
+            buffers: list = []
+            for piece in encode_frame(self._returned(running, buffers), buffers):
+                await response.write(piece)
+            await response.write_eof()
+        except (ConnectionError, asyncio.CancelledError):
+            self.disconnected.set()
+            raise
+        return response
+
+    def _argument(self, argument, buffers):
+        match argument:
+            case PlainArgument():
+                return argument.value
+            case SentArgument():
+                return put_together(
+                    argument.content, buffers, lambda parts: None, operation_table()
+                )
+        return argument
+
+    def _returned(self, running, buffers):
+        if (error := running.exception()) is not None:
+            name = f"{type(error).__module__}.{type(error).__qualname__}"
+            return Failure(
+                reason="function_failed", message=str(error), exception=name, traceback="at line 1"
+            )
+        content, arrays = take_apart(running.result(), buffers, operation_table())
+        lease = f"result-{len(self.held)}"
+        self.held[lease] = [
+            array.blocks[index].compute(scheduler="sync")
+            for array in arrays
+            for index in np.ndindex(array.numblocks)
+        ]
+        held = {"lease": lease, "outputs": len(self.held[lease])} if arrays else {}
+        return Returned(content=content, lease_seconds=60.0, **held)
+
     async def _held(self, request):
+        if (held := self.held.get(request.match_info["lease"])) is not None:
+            output = int(request.match_info["output"])
+            buffers: list = []
+            return self._frame(
+                Result(output=output, value=encode_value(held[output], buffers)), buffers
+            )
         if request.match_info["lease"] != "lease-1":
             return self._failure("unknown_result", 404)
         buffers: list = []

@@ -6,6 +6,7 @@ import pytest
 
 from federated_dask.client.finding import SiteFinder
 from federated_dask.errors import ConfigurationError
+from federated_dask.protocol.call_messages import Functions
 from federated_dask.protocol.messages import Catalogue, Peer, SiteDescription
 
 GIVEN = {"https://a": "a", "https://b": "b"}
@@ -29,6 +30,9 @@ class Connection:
 
     async def catalogue(self) -> Catalogue:
         return Catalogue(site=self.name, datasets=())
+
+    async def functions(self) -> Functions:
+        return Functions(site=self.name, functions=())
 
     async def close(self) -> None:
         self.finder.closed.append(self.address)

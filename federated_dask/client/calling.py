@@ -1,0 +1,275 @@
+"""Calling functions: what `FederatedClient` has of `submit`, `map` and `gather`.
+
+A call is a coroutine of the background loop; its future is there at once::
+
+    submit ── names, types, limits ──► future
+                  (errors here)          │  wait for futures among the arguments
+                                         │  compute what is lazy, to the site
+                                         │  POST /calls ──► progress …
+                                         ▼
+                                     ReturnedObject, its parts at the site
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import xarray as xr
+from dask.base import collections_to_expr
+from dask.core import flatten
+
+from federated_dask.client import loop
+from federated_dask.client.arguments import check_argument, encode_arguments
+from federated_dask.client.connection import SiteConnection
+from federated_dask.client.functions import Function, Functions
+from federated_dask.client.future import CallProgress, FederatedFuture
+from federated_dask.client.held import HeldValue
+from federated_dask.client.remote_errors import clean_text, connection_lost, task_error
+from federated_dask.client.returned import ReturnedObject
+from federated_dask.errors import ConfigurationError
+from federated_dask.planner.graph import Key
+from federated_dask.planner.plan import Plan
+from federated_dask.planner.sources import SiteFacts
+from federated_dask.protocol.call_messages import (
+    CallProgress as ProgressEvent,
+)
+from federated_dask.protocol.call_messages import CallSubmission, Returned
+from federated_dask.protocol.messages import Failure
+
+__all__ = ["FunctionCaller"]
+
+CALLS_AT_ONCE = 32
+"""Calls that one client has running at one site; others wait for their turn here."""
+
+
+class FunctionCaller:
+    """The part of `FederatedClient` that calls functions."""
+
+    if TYPE_CHECKING:
+        asynchronous: bool
+
+        @property
+        def facts(self) -> Mapping[str, SiteFacts]:
+            """What the sites announced."""
+
+        def connection_of(self, site: str) -> SiteConnection:
+            """Give the connection to a site."""
+
+        def open_waiting(self, name: str) -> xr.Dataset:
+            """Open a dataset lazily; waits."""
+
+        def _plan(
+            self, expression: Any, keys: Iterable[Key], hold: bool = False, at: str | None = None
+        ) -> Plan: ...
+
+        async def _execute(self, plan: Plan) -> dict[Key, Any]: ...
+
+    def __init__(self) -> None:
+        self._functions = Functions({})
+        self._turns: dict[str, asyncio.Semaphore] = {}
+
+    @property
+    def functions(self) -> Functions:
+        """Functions of all sites by qualified name; ``fed.functions.search("trend")`` searches."""
+        return self._functions
+
+    def submit(self, function: str, /, *arguments: Any, **keywords: Any) -> FederatedFuture[Any]:
+        """Call a function that a site publishes.
+
+        Parameters
+        ----------
+        function : str
+            Qualified name, ``site/function``; with a version behind an ``@`` where
+            it has to be that one.
+        *arguments, **keywords : object
+            Its arguments.  For a dataset or array: a qualified name
+            (``"north/a1b"``), a lazy expression, a future of this or another site,
+            or data; see ``help(fed.sites["north"].trend)``.
+
+        Returns
+        -------
+        FederatedFuture
+
+        Raises
+        ------
+        NotFound
+            If there is no such function.
+        RequestRefused
+            If an argument does not fit; names it and the rule.
+
+        Examples
+        --------
+        >>> slope = fed.submit("north/trend", "north/a1b", start=2070)  # doctest: +SKIP
+        >>> slope.result()  # doctest: +SKIP
+        """
+        name, _, version = function.partition("@")
+        found = self.functions[name]
+        bound = found.bind(arguments, keywords)
+        given = {
+            parameter: check_argument(found, found.parameters[parameter], value)
+            for parameter, value in bound.items()
+        }
+        call = partial(self._call, found, version or None, given)
+
+        def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
+            return loop.start(call(progress))
+
+        progress = CallProgress()
+        return FederatedFuture(again(progress), label=name, progress=progress, again=again)
+
+    def map(
+        self, function: str, /, *iterables: Iterable[Any], **keywords: Any
+    ) -> list[FederatedFuture[Any]]:
+        """Call a function for each of many arguments; see `submit`.
+
+        Parameters
+        ----------
+        function : str
+            Qualified name.
+        *iterables : iterable
+            Of its positional arguments; the shortest ends it.
+        **keywords : object
+            Passed to all calls alike.
+
+        Examples
+        --------
+        >>> fed.map("north/trend", ["north/a1b", "north/e1"], start=2070)  # doctest: +SKIP
+        """
+        if not iterables or any(isinstance(each, str) for each in iterables):
+            raise ConfigurationError(
+                "map() calls a function for each item of iterables.",
+                hint='Give a list: fed.map("north/trend", ["north/a1b", "north/e1"]).',
+            )
+        return [self.submit(function, *each, **keywords) for each in zip(*iterables, strict=False)]
+
+    def gather(self, futures: Any, errors: Literal["raise", "skip"] = "raise") -> Any:
+        """Wait for futures and bring their results here, several at the same time.
+
+        Parameters
+        ----------
+        futures : future, or list, tuple, set or dict of them, nested as you like
+            What to wait for; anything else is its own result.
+        errors : {"raise", "skip"}
+            Raise what one of them raised, or leave those out.
+
+        Returns
+        -------
+        object
+            Results in the shape of `futures`; an awaitable of it in asynchronous mode.
+        """
+        if errors not in ("raise", "skip"):
+            raise ConfigurationError(f"errors is 'raise' or 'skip', not {errors!r}.")
+        gathering = _gathered(futures, errors)
+        return gathering if self.asynchronous else loop.sync(gathering)
+
+    def cancel(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
+        """Stop computes and calls, at the sites too."""
+        for future in _several(futures):
+            future.cancel()
+
+    def retry(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
+        """Make calls again that have ended, for example because a site was away."""
+        for future in _several(futures):
+            future.retry()
+
+    async def bring(self, arrays: Sequence[Any], at: str) -> list[list[HeldValue]]:
+        """Compute dask arrays and leave their chunks at a site.
+
+        Returns
+        -------
+        list of list of HeldValue
+            For every array its chunks, in C order.
+        """
+        keys: list[list[Any]] = [list(flatten(array.__dask_keys__())) for array in arrays]
+        wanted = [key for each in keys for key in each]
+
+        def plan() -> Plan:
+            return self._plan(collections_to_expr(arrays), wanted, hold=True, at=at)
+
+        results = await self._execute(await asyncio.to_thread(plan))
+        return [[results[key] for key in each] for each in keys]
+
+    async def _call(
+        self,
+        function: Function,
+        version: str | None,
+        given: Mapping[str, Any],
+        progress: CallProgress,
+    ) -> ReturnedObject:
+        encoded = await encode_arguments(self, function, given)
+        description = function.description
+        submission = CallSubmission(
+            function=description.name,
+            # The one by which the arguments were checked.
+            version=version or description.version,
+            keywords=encoded.keywords,
+            label=function.name[:200],
+            delegations=encoded.delegations,
+        )
+        connection = self.connection_of(function.site)
+        turn = self._turns.setdefault(function.site, asyncio.Semaphore(CALLS_AT_ONCE))
+        async with turn:
+            calling = connection.call(
+                submission, encoded.buffers, idempotent=description.idempotent
+            )
+            async with contextlib.aclosing(calling) as events:
+                async for event, received in events:
+                    match event:
+                        case ProgressEvent():
+                            progress.fraction = event.fraction
+                            progress.message = clean_text(event.message, 200)
+                        case Failure():
+                            raise task_error(event)
+                        case Returned():
+                            return ReturnedObject(connection, event, received)
+        raise connection_lost(function.site)
+
+
+def _several(
+    futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]],
+) -> Iterable[FederatedFuture[Any]]:
+    return [futures] if isinstance(futures, FederatedFuture) else futures
+
+
+async def _gathered(futures: Any, errors: str) -> Any:
+    found: list[FederatedFuture[Any]] = []
+    _collect(futures, found.append)
+    unique = list(dict.fromkeys(found))
+    replies = await asyncio.gather(*(future._result() for future in unique), return_exceptions=True)
+    results = dict(zip(unique, replies, strict=True))
+    if errors == "raise":
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
+    return _filled(futures, results)
+
+
+def _collect(nested: Any, take: Callable[[FederatedFuture[Any]], object]) -> None:
+    if isinstance(nested, FederatedFuture):
+        take(nested)
+    elif isinstance(nested, Mapping):
+        _collect(list(nested.values()), take)
+    elif isinstance(nested, list | tuple | set | frozenset):
+        for each in nested:
+            _collect(each, take)
+
+
+def _filled(nested: Any, results: Mapping[FederatedFuture[Any], Any]) -> Any:
+    if isinstance(nested, FederatedFuture):
+        return results[nested]
+    if isinstance(nested, Mapping):
+        return {
+            key: _filled(each, results) for key, each in nested.items() if _is_there(each, results)
+        }
+    if isinstance(nested, list | tuple | set | frozenset):
+        return type(nested)(_filled(each, results) for each in nested if _is_there(each, results))
+    return nested
+
+
+def _is_there(each: Any, results: Mapping[FederatedFuture[Any], Any]) -> bool:
+    return not (isinstance(each, FederatedFuture) and isinstance(results[each], BaseException))
