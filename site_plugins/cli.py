@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -274,6 +274,54 @@ def create(config: Path, subject: str, lifetime: str, groups: tuple[str, ...]) -
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--lifetime") from error
     click.echo(create_token(load_config(config), subject, seconds, groups))
+
+
+@token.command()
+@click.option(
+    "--site",
+    "config",
+    metavar="SITE.TOML",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The site at which it is not to count any more.",
+)
+@click.option("--subject", metavar="NAME", help="All tokens that NAME has been given until now.")
+@click.option("--id", "token_id", metavar="JTI", help="The token with this `jti`.")
+@click.option("--token-file", type=click.File(), help="This token; - for standard input.")
+@click.option("--issuer", metavar="URL", help="Whose tokens; those of the site by default.")
+def revoke(
+    config: Path,
+    subject: str | None,
+    token_id: str | None,
+    token_file: IO[str] | None,
+    issuer: str | None,
+) -> None:
+    """Revoke tokens; a running site refuses them at once."""
+    from site_plugins.config import load_config
+    from site_plugins.registry import REGISTRY, Registry
+    from site_plugins.revocations import Revocations
+    from site_plugins.signed_texts import peek
+
+    checked = load_config(config)
+    if sum(given is not None for given in (subject, token_id, token_file)) != 1:
+        raise click.UsageError("Give one of --subject, --id and --token-file.")
+    issuer = checked.token_issuer if issuer is None else issuer
+    if token_file is not None:
+        seen = peek(token_file.read().strip())
+        claims = {} if seen is None else seen[1]
+        issuer, token_id = claims.get("iss"), claims.get("jti")
+        if not (isinstance(issuer, str) and isinstance(token_id, str)):
+            raise click.BadParameter("holds no token with a `jti`.", param_hint="--token-file")
+    registry = Registry(checked.site.state / REGISTRY)
+    try:
+        revocations = Revocations(registry)
+        if subject is not None:
+            revocations.add(issuer, "subject", subject)
+        else:
+            revocations.add(issuer, "token", str(token_id))
+    finally:
+        registry.close()
+    click.echo("Revoked.")
 
 
 TEMPLATE = """\

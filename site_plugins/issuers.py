@@ -19,6 +19,8 @@ from federated_dask.errors import NotAuthenticated, Reason, SiteUnavailable
 from site_plugins.config import IssuerSection, SiteConfig
 from site_plugins.entitlements import groups_of
 from site_plugins.issuer_keys import ALGORITHMS, IssuerKeys, KeysUnavailable, ProviderKey
+from site_plugins.registry import Registry
+from site_plugins.revocations import Revocations
 from site_plugins.signed_texts import expiry_of, is_text, parse_json, peek
 from site_plugins.tokens import MOST_GROUPS, Principal, TokenVerifier
 
@@ -170,18 +172,30 @@ class TokenVerifiers:
         What their ``iss`` is.
     issuers : sequence of OpenIDIssuer, optional
         The OpenID providers.
+    revocations : Revocations, optional
+        Tokens that do not count any more.
+    site : str, optional
+        Name of the site, shown in errors.
     """
 
     def __init__(
-        self, own: TokenVerifier, own_issuer: str, issuers: Sequence[OpenIDIssuer] = ()
+        self,
+        own: TokenVerifier,
+        own_issuer: str,
+        issuers: Sequence[OpenIDIssuer] = (),
+        *,
+        revocations: Revocations | None = None,
+        site: str | None = None,
     ) -> None:
         self._own = own
+        self._revocations = Revocations(Registry(None)) if revocations is None else revocations
+        self._site = site
         self._issuers = {
             issuer.section.url: issuer for issuer in issuers if issuer.section.url != own_issuer
         }
 
     @classmethod
-    def from_config(cls, config: SiteConfig) -> TokenVerifiers:
+    def from_config(cls, config: SiteConfig, registry: Registry) -> TokenVerifiers:
         """Make those of a site.
 
         Raises
@@ -190,7 +204,13 @@ class TokenVerifiers:
             If a key or a certificate authority cannot be used.
         """
         issuers = [OpenIDIssuer(section, site=config.name) for section in config.issuers]
-        return cls(TokenVerifier.from_config(config), config.token_issuer, issuers)
+        return cls(
+            TokenVerifier.from_config(config),
+            config.token_issuer,
+            issuers,
+            revocations=Revocations(registry),
+            site=config.name,
+        )
 
     @property
     def sections(self) -> tuple[IssuerSection, ...]:
@@ -212,6 +232,15 @@ class TokenVerifiers:
         SiteUnavailable
             If an issuer's keys cannot be had.
         """
+        principal = await self._verified(text)
+        self.require_unrevoked(principal)
+        return principal
+
+    def require_unrevoked(self, principal: Principal) -> None:
+        """Raise `NotAuthenticated` where the token of a principal was revoked meanwhile."""
+        self._revocations.require(principal, site=self._site)
+
+    async def _verified(self, text: str | None) -> Principal:
         seen = peek(text) if text else None
         if seen is not None:
             header, claims = seen

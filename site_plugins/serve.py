@@ -87,11 +87,11 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         If the scheduler cannot be reached, the certificate cannot be used, or
         the port is taken.
     """
-    verifiers = TokenVerifiers.from_config(config)
     async with AsyncExitStack() as stack:
         registry = Registry(config.site.state / REGISTRY)
         stack.callback(registry.close)
         policy = Policy.from_config(config, registry)
+        verifiers = TokenVerifiers.from_config(config, registry)
         stack.push_async_callback(verifiers.close)
         address, security = await _scheduler(config.cluster, stack)
         client = await _client(address, security, stack)

@@ -33,9 +33,12 @@ from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
 from site_plugins.registry import Registry
 
-__all__ = ["create_app"]
+__all__ = ["ROUTERS", "create_app"]
 
 logger = logging.getLogger(__name__)
+
+ROUTERS = (router, web_data_router, terms_routes.router, identity_router)
+"""All routes of the endpoint but its documentation."""
 
 DESCRIPTION = """
 One institute's site of a federation: its datasets, and computation beside them.
@@ -108,10 +111,8 @@ def create_app(
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
     app.state.login_options = login_options(gateway.site, verifiers.sections)
-    app.include_router(router)
-    app.include_router(web_data_router)
-    app.include_router(terms_routes.router)
-    app.include_router(identity_router)
+    for each in ROUTERS:
+        app.include_router(each)
     app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
