@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from site_plugins.config import SiteConfig
     from site_plugins.datasets import StoredDataset
 
-__all__ = ["site", "token"]
+__all__ = ["CONFIG", "Group", "site", "token"]
 
 FIRST_TOKEN_LIFETIME = "30d"  # noqa: S105
 EXPIRES_SOON = 14
@@ -37,10 +37,11 @@ class _Failure(click.ClickException):
     exit_code = 2
 
 
-class _Group(click.Group):
+class Group(click.Group):
     """A group whose commands show the errors of federated_dask as one message."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except FederatedError as error:
@@ -48,12 +49,12 @@ class _Group(click.Group):
             raise _Failure(f"{error.message}{hint}") from error
 
 
-@click.group(cls=_Group)
+@click.group(cls=Group)
 def site() -> None:
     """Set up, check and run a site."""
 
 
-@click.group(cls=_Group)
+@click.group(cls=Group)
 def token() -> None:
     """Tokens, by which a site knows who asks."""
 

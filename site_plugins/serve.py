@@ -18,6 +18,7 @@ from typing import Any
 from distributed import Client, LocalCluster, Security
 
 from federated_dask.errors import ConfigurationError
+from site_plugins.audit import AUDIT_LOG, Audit
 from site_plugins.config import ClusterSection, SiteConfig
 from site_plugins.endpoint.app import create_app
 from site_plugins.endpoint.gateway import Gateway
@@ -90,6 +91,8 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         registry = Registry(config.site.state / REGISTRY)
         stack.callback(registry.close)
+        audit = Audit(config.site.state / AUDIT_LOG)
+        stack.callback(audit.close)
         policy = Policy.from_config(config, registry)
         verifiers = TokenVerifiers.from_config(config, registry)
         stack.push_async_callback(verifiers.close)
@@ -117,7 +120,15 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             limits=config.limits.protocol(), heartbeat_seconds=config.limits.heartbeat_seconds
         )
         server = EndpointServer(
-            create_app(gateway, verifiers, policy, registry, settings=settings, peering=peering),
+            create_app(
+                gateway,
+                verifiers,
+                policy,
+                registry,
+                audit=audit,
+                settings=settings,
+                peering=peering,
+            ),
             config.endpoint.host,
             config.endpoint.port,
             certificate=config.endpoint.certificate,

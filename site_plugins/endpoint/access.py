@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Budget, Egress
+from site_plugins.audit import Audit
 from site_plugins.datasets import StoredDataset
 from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.gateway import Gateway
@@ -30,11 +31,14 @@ class Access:
         What principals may do.
     registry : Registry
         Where budgets and accepted licences are written down.
+    audit : Audit
+        Where it is written down what was let out.
     """
 
-    def __init__(self, gateway: Gateway, policy: Policy, registry: Registry) -> None:
+    def __init__(self, gateway: Gateway, policy: Policy, registry: Registry, audit: Audit) -> None:
         self.gateway = gateway
         self.policy = policy
+        self.audit = audit
         self.ledger = Ledger(registry)
         self.licences = Licences(registry)
         policy.embargo_of = gateway.embargo_of
@@ -147,6 +151,16 @@ class Access:
         left = None if budget.total is None else budget.total - budget.used
         return Egress(tier=dataset.egress, limit=left)
 
+    def reasons(self, principal: Principal, names: Iterable[str]) -> dict[str, list[str]]:
+        """Tell by which grants a principal computes with datasets, for the audit log."""
+        return {
+            name: [
+                grant.id
+                for grant in self.policy.decide(principal, "compute", f"dataset:{name}").grants
+            ]
+            for name in sorted(names)
+        }
+
     async def release(self, principal: Principal, names: Iterable[str]) -> Release:
         """Begin to let out what derives from datasets; those of peers have a ``/`` in their name.
 
@@ -165,7 +179,7 @@ class Access:
             account = await self.account(principal, dataset)
             if account is not None:
                 accounts[name] = account
-        release = Release(self.policy, self.ledger, principal, egress, accounts)
+        release = Release(self.policy, self.ledger, self.audit, principal, egress, accounts)
         # Held results may derive from datasets whose grant was revoked since.
         release.require()
         return release

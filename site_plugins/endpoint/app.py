@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefused
 from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
+from site_plugins.audit import Audit
 from site_plugins.endpoint import terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
@@ -25,6 +26,7 @@ from site_plugins.endpoint.identity_routes import login_options
 from site_plugins.endpoint.identity_routes import router as identity_router
 from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
 from site_plugins.endpoint.peering import Peering
+from site_plugins.endpoint.refusals import Refusals
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import SCHEMA, components
 from site_plugins.endpoint.streams import ByteBudget
@@ -65,6 +67,7 @@ def create_app(
     registry: Registry,
     *,
     table: OperationTable | None = None,
+    audit: Audit | None = None,
     settings: JobSettings | None = None,
     peering: Peering | None = None,
     body_seconds: float = 300.0,
@@ -83,6 +86,8 @@ def create_app(
         What the site remembers.
     table : OperationTable, optional
         Operations that the site has; by default all that its libraries have.
+    audit : Audit, optional
+        Where it is written down what was asked and what was let out.
     settings : JobSettings, optional
         Caps and intervals.
     peering : Peering, optional
@@ -103,7 +108,9 @@ def create_app(
     app.state.verifiers = verifiers
     app.state.policy = policy
     app.state.registry = registry
-    app.state.access = Access(gateway, policy, registry)
+    app.state.audit = Audit(None) if audit is None else audit
+    app.state.refusals = Refusals(app.state.audit)
+    app.state.access = Access(gateway, policy, registry, app.state.audit)
     app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
     app.state.peering = peering
     app.state.table = chosen
@@ -133,6 +140,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
         raise error
     error.site = error.site or request.app.state.gateway.site
     failure = error.failure if isinstance(error, JobFailed) else Failure.from_error(error)
+    refusals: Refusals = request.app.state.refusals
+    refusals.write(request, error)
     return _reply(failure, error.http_status)
 
 

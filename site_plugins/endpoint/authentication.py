@@ -18,6 +18,8 @@ __all__ = ["CHALLENGE", "Asker", "owner_of", "principal_of"]
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 """Header of every reply with status 401."""
 
+LONGEST_PROJECT = 300
+
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="token",
@@ -45,7 +47,11 @@ async def principal_of(
         credentials = None
     principal = await verifiers.verify(None if credentials is None else credentials.credentials)
     project = request.headers.get(PROJECT_HEADER, "")
-    return dataclasses.replace(principal, project=project) if project else principal
+    if project:
+        principal = dataclasses.replace(principal, project=project[:LONGEST_PROJECT])
+    # The audit log names it, should the request be refused.
+    request.state.principal = principal
+    return principal
 
 
 Asker = Annotated[Principal, Depends(principal_of)]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import logging
 import secrets
 import time
@@ -178,6 +179,19 @@ class JobRunner:
 
         built = await _called(is_small, build if is_small else lambda: without_collection(build))
         job = await self._job(built, submission.outputs, principal, submission.label)
+        digest = await _called(is_small, lambda: hashlib.sha256(frame.message).hexdigest())
+        versions = {source.dataset: source.version for source in graph.sources}
+        self.access.audit.write(
+            "job_admitted",
+            principal,
+            job=job.name,
+            submission=digest,
+            tasks=graph.tasks,
+            datasets=versions,
+            derives=sorted(frozenset().union(*built.labels)),
+            grants=self.access.reasons(principal, versions),
+            peers=sorted({pull.peer for pull in pulls}),
+        )
         return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
 
     async def _operands_held(
@@ -230,13 +244,15 @@ class JobRunner:
         self, built: BuiltGraph, outputs: tuple[Output, ...], principal: Principal, label: str
     ) -> Job:
         names = frozenset().union(*built.labels)
+        release = await self.access.release(principal, names)
+        release.job = f"job-{secrets.token_hex(8)}"
         return Job(
-            name=f"job-{secrets.token_hex(8)}",
+            name=release.job,
             owner=owner_of(principal),
             label=label,
             built=built,
             outputs=outputs,
-            release=await self.access.release(principal, names),
+            release=release,
         )
 
     async def _source(
@@ -263,7 +279,17 @@ class JobRunner:
         label = frozenset({variable.dataset.name})
         built = BuiltGraph(tasks={key: task}, keys=[key], labels=[label])
         what = f"{variable.dataset.name}/{variable.variable}"
-        return await self._single(await self._job(built, (Output(task=0),), principal, what))
+        job = await self._job(built, (Output(task=0),), principal, what)
+        pieces = await self._single(job)
+        self.access.audit.write(
+            "read",
+            principal,
+            job=job.name,
+            datasets={variable.dataset.name: variable.version},
+            grants=self.access.reasons(principal, label),
+            bytes=_bytes(pieces),
+        )
+        return pieces
 
     async def fetch(self, lease: str, output: int, principal: Principal) -> Pieces:
         """Give one held output: one frame with the result."""
@@ -275,6 +301,15 @@ class JobRunner:
         job.release.again = output in left
         pieces = await self._single(job, output)
         left.add(output)
+        self.access.audit.write(
+            "held_result_released",
+            principal,
+            job=job.name,
+            lease=lease[:8],
+            output=output,
+            derives=sorted(held.label),
+            bytes=_bytes(pieces),
+        )
         return pieces
 
     def _outflow_of(self, lease: str, job: Job) -> set[int]:
@@ -297,6 +332,14 @@ class JobRunner:
         release = await self.access.release(principal, names)
         groups, projects = self.access.policy.relevant(principal)
         sizes = await self.gateway.sizes([each.key for each in held])
+        self.access.audit.write(
+            "delegated",
+            principal,
+            peer=request.receiver,
+            lease=lease[:8],
+            outputs=len(request.outputs),
+            derives=sorted(names),
+        )
         return self.peering.delegate(
             owner=owner,
             groups=groups,
@@ -328,12 +371,15 @@ class JobRunner:
             expires=0.0,
         )
         pieces = await self.fetch(lease, output, principal)
-        if sum(memoryview(piece).nbytes for piece in pieces) > allowed.limit:
+        if _bytes(pieces) > allowed.limit:
             raise NotPermitted(
                 "The value is larger than the delegation allows.",
                 reason=Reason.EXPORT_NOT_ALLOWED,
                 site=self.gateway.site,
             )
+        self.access.audit.write(
+            "handed_to_peer", principal, peer=allowed.receiver, lease=lease[:8], output=output
+        )
         return pieces
 
     async def _single(self, job: Job, position: int = 0) -> Pieces:
@@ -423,6 +469,7 @@ class JobRunner:
         self, job: Job, events: asyncio.Queue[Pieces | None], holding: _Holding
     ) -> None:
         run = Run(self.gateway, self.table, self.settings, job)
+        last: JobEvent | None = None
         try:
             last = await self._run(job, run, events, holding)
         except TaskError as error:
@@ -438,10 +485,25 @@ class JobRunner:
             run.release()
             await job.release.close()
             account = await self._closed(job)
+            self._ended(job, last, account[0])
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
         await events.put(encode_frame(last))
         await events.put(None)
+
+    def _ended(self, job: Job, last: JobEvent | None, compute_seconds: float) -> None:
+        """Write the end of a job into the audit log, before anybody is told of it."""
+        outcome = last.reason if isinstance(last, Failure) else "finished"
+        self.access.audit.write(
+            "job_ended",
+            job.release.principal,
+            job=job.name,
+            outcome="cancelled" if last is None else outcome,
+            released=dict(job.release.released),
+            bytes=job.release.bytes,
+            compute_seconds=round(compute_seconds, 3),
+            lease=last.lease[:8] if isinstance(last, Finished) and last.lease else None,
+        )
 
     async def _closed(self, job: Job) -> tuple[float, int]:
         if not job.built.tasks:
@@ -484,6 +546,10 @@ def _revoked(job: Job) -> NotPermitted | None:
         logger.info("Job %s is cancelled: a grant was revoked", job.name)
         return error
     return None
+
+
+def _bytes(pieces: Pieces) -> int:
+    return sum(memoryview(piece).nbytes for piece in pieces)
 
 
 async def _called(is_small: bool, function: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Egress
+from site_plugins.audit import Audit
 from site_plugins.ledger import Account, Exhausted, Ledger
 from site_plugins.policy import Policy
 from site_plugins.tokens import Principal
@@ -27,6 +28,8 @@ class Release:
         Decides anew each time: grants may be revoked while a job runs.
     ledger : Ledger
         Of the budgets.
+    audit : Audit
+        Told of everything that leaves a dataset with a budget.
     principal : Principal
         For whom the results are.
     egress : mapping of str to Egress
@@ -39,17 +42,23 @@ class Release:
         self,
         policy: Policy,
         ledger: Ledger,
+        audit: Audit,
         principal: Principal,
         egress: Mapping[str, Egress],
         accounts: Mapping[str, Account],
     ) -> None:
         self.policy = policy
         self.ledger = ledger
+        self.audit = audit
+        self.job = ""
+        """Name of the job, for the audit log."""
         self.principal = principal
         self.egress = egress
         self.accounts = accounts
         self.released: Counter[str] = Counter()
         """Bytes released so far, by dataset."""
+        self.bytes = 0
+        """Bytes released so far in all."""
         self.again = False
         """Whether it all has left before, and costs nothing."""
         self._aside: Counter[str] = Counter()
@@ -117,6 +126,11 @@ class Release:
         for name in limited:
             self._aside[name] -= size - missing[name]
         self.released.update(dict.fromkeys(datasets, size))
+        self.bytes += size
+        if limited:
+            self.audit.write(
+                "released", self.principal, job=self.job, bytes=size, datasets=datasets
+            )
 
     async def _take(self, sizes: Mapping[str, int]) -> None:
         try:

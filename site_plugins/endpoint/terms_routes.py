@@ -86,6 +86,7 @@ async def accept(request: Request, principal: Asker, name: DatasetName) -> Respo
             hint="Ask for the licence again, and read it.",
         )
     access.licences.accept(owner_of(principal), dataset)
+    access.audit.write("license_accepted", principal, dataset=name, license=dataset.license)
     return Response(status_code=204)
 
 
