@@ -7,7 +7,7 @@ from typing import Any
 from site_plugins.endpoint.renderings import ARROW, JSON, NETCDF, PNG, RAW
 from site_plugins.endpoint.schemas import SCHEMA
 
-__all__ = ["NOT_ACCEPTABLE", "renderings"]
+__all__ = ["CALLED", "NOT_ACCEPTABLE", "call_body", "event_stream", "list_of", "renderings"]
 
 BINARY = {"type": "string", "format": "binary"}
 MEANINGS = {
@@ -23,6 +23,56 @@ NOT_ACCEPTABLE: dict[int | str, Any] = {
         "content": {JSON: {"schema": {"$ref": f"{SCHEMA}Failure"}}},
     }
 }
+FAILURE = {JSON: {"schema": {"$ref": f"{SCHEMA}Failure"}}}
+CALLED: dict[int | str, Any] = {
+    202: {
+        "description": "`CallStatus`, and `Location`, where to ask: with `respond-async`.",
+        "content": {JSON: {"schema": {"$ref": f"{SCHEMA}CallStatus"}}},
+        "headers": {"Location": {"schema": {"type": "string"}}},
+    },
+    415: {"description": "The body is of another media type.", "content": FAILURE},
+}
+
+
+def call_body() -> dict[str, Any]:
+    """Document the arguments of a call."""
+    arguments = {"type": "object", "description": "Arguments by name.", "additionalProperties": {}}
+    parts = {
+        "type": "object",
+        "properties": {"arguments": arguments},
+        "required": ["arguments"],
+        "additionalProperties": BINARY,
+    }
+    return {
+        "requestBody": {
+            "description": "Arguments by name; `GET /functions/{name}` has their JSON Schema. With "
+            "raw parts beside, the part `arguments` is the JSON object.",
+            "required": True,
+            "content": {
+                JSON: {"schema": arguments},
+                "multipart/form-data": {
+                    "schema": parts,
+                    "encoding": {"arguments": {"contentType": JSON}},
+                },
+            },
+        }
+    }
+
+
+def event_stream() -> dict[int | str, Any]:
+    """Document server-sent events."""
+    return {
+        200: {
+            "description": "Events `progress`, `heartbeat` and `end`; the data is `CallStatus`.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        }
+    }
+
+
+def list_of(type_: type) -> dict[int | str, Any]:
+    """Document a JSON list."""
+    schema = {"type": "array", "items": {"$ref": SCHEMA + type_.__name__}}
+    return {200: {"description": f"`{type_.__name__}`s.", "content": {JSON: {"schema": schema}}}}
 
 
 def renderings(*media_types: str) -> dict[int | str, Any]:
