@@ -144,6 +144,7 @@ File = Annotated[Path, AfterValidator(_file)]
 Store = Annotated[str, StringConstraints(min_length=1), AfterValidator(_store)]
 Address = Annotated[str, AfterValidator(_address)]
 IssuerAddress = Annotated[str, AfterValidator(_issuer)]
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Count = Annotated[int, Field(gt=0)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
@@ -174,6 +175,8 @@ class EndpointSection(Section):
     """0 takes any free port."""
     certificate: File
     private_key: File
+    origins: tuple[Origin, ...] = ()
+    """Of web pages elsewhere that may ask this site, such as "https://portal.example"."""
 
 
 class ClusterSection(Section):

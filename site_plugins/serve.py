@@ -128,6 +128,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 audit=audit,
                 settings=settings,
                 peering=peering,
+                origins=config.endpoint.origins,
             ),
             config.endpoint.host,
             config.endpoint.port,

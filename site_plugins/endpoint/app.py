@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefused
@@ -20,11 +21,11 @@ from site_plugins.audit import Audit
 from site_plugins.endpoint import terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
-from site_plugins.endpoint.documentation import documentation_page
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.identity_routes import login_options
 from site_plugins.endpoint.identity_routes import router as identity_router
 from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
+from site_plugins.endpoint.page_routes import router as page_router
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.refusals import Refusals
 from site_plugins.endpoint.routes import router
@@ -40,19 +41,30 @@ __all__ = ["ROUTERS", "create_app"]
 logger = logging.getLogger(__name__)
 
 ROUTERS = (router, web_data_router, terms_routes.router, identity_router)
-"""All routes of the endpoint but its documentation."""
+"""All routes of the endpoint but its documentation, its page and its JavaScript client."""
 
 DESCRIPTION = """
 One institute's site of a federation: its datasets, and computation beside them.
 
-Every route but `/health`, `/login`, `/docs` and `/openapi.json` needs a token:
-`Authorization: Bearer …`. Bodies of the media type
+Every route but `/health`, `/login`, `/docs`, `/openapi.json`, the page at `/` and the
+JavaScript client at `/js/federated-dask.js` needs a token: `Authorization: Bearer …`.
+Bodies of the media type
 `application/vnd.federated-dask.frames` are made of frames: four bytes `FDF1`, the
 sizes of the stored and the raw header (32 bits each, little-endian), the header
 (msgpack, compressed by zstd where that is shorter), and the buffers of its arrays.
 Errors are JSON: `Failure`, with a closed set of reasons.
 """
 
+
+EXPOSED = [
+    "Content-Location",
+    "Federated-Dimensions",
+    "Federated-DType",
+    "Federated-Shape",
+    "Federated-Version",
+    "Location",
+]
+"""Headers of replies that scripts of other origins may read."""
 
 ANY_OTHER = {
     "description": "Any other failure.",
@@ -71,6 +83,7 @@ def create_app(
     settings: JobSettings | None = None,
     peering: Peering | None = None,
     body_seconds: float = 300.0,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """Make the endpoint's application.
 
@@ -94,6 +107,8 @@ def create_app(
         The site's dealings with its peers; without it, values are not exchanged.
     body_seconds : float, optional
         Deadline for the body of a request.
+    origins : sequence of str, optional
+        Of pages elsewhere that may ask this site; browsers let no others.
     """
     app = FastAPI(
         title=f"federated_dask site {gateway.site}",
@@ -118,13 +133,21 @@ def create_app(
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(limits.header_bytes + limits.buffer_bytes)
     app.state.login_options = login_options(gateway.site, verifiers.sections)
-    for each in ROUTERS:
+    for each in (*ROUTERS, page_router):
         app.include_router(each)
-    app.add_api_route("/docs", _documentation, include_in_schema=False)
     app.add_exception_handler(FederatedError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(_LastResort, site=gateway.site)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Prefer"],
+            expose_headers=EXPOSED,
+            max_age=3600,
+        )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -199,10 +222,6 @@ class _LastResort:
 
 def _is_of_fastapi(response: dict[str, Any] | None) -> bool:
     return response is not None and "HTTPValidationError" in str(response)
-
-
-async def _documentation(request: Request) -> Response:
-    return HTMLResponse(documentation_page(request.app.openapi()))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

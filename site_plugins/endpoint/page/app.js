@@ -124,7 +124,7 @@ async function datasetDetail(name) {
         Size: bytes(described.size),
         Dimensions: Object.entries(sizes).map(([key, size]) => `${key}: ${size}`).join(", "),
         ...(summary?.license ? { Licence: summary.license } : {}),
-        Leaves: limited ? `a part of it only (${described.egress.tier})` : "freely",
+        "May leave": limited ? `a part of it only (${described.egress.tier})` : "freely",
         Version: el("code", {}, described.version),
       })),
     data.length > 0 && el("div", { className: "card" },

@@ -40,7 +40,7 @@ export function table(head, rows) {
 
 /** Names and their values. */
 export function definitions(items) {
-  return el("dl", {}, Object.entries(items).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, shown(value))]));
+  return el("dl", {}, Object.entries(items).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value instanceof Node ? value : shown(value))]));
 }
 
 /** A value as a short text. */
