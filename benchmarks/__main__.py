@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import inspect
 import sys
 import time
 
@@ -11,19 +13,41 @@ from rich.table import Table
 
 from benchmarks.result import Result
 
-NAMES = ("bytes_crossing", "one_site", "open_dataset")
+NAMES = (
+    "bytes_crossing",
+    "one_site",
+    "open_dataset",
+    "placement_optimum",
+    "planner_time",
+    "predicted_bytes",
+    "wire_cost",
+)
 
 
-def main(names: list[str]) -> int:
-    unknown = set(names) - set(NAMES)
-    if unknown:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; or all")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="take every N-th expression of the battery, and graphs N times as small",
+    )
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(NAMES)
+    if unknown or options.every < 1:
+        parser.print_usage()
         print(f"No benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}.")
         return 2
-    console = Console()
+    # In full, whatever the width of a terminal: tables are copied from here.
+    console = Console(width=140)
     missed = 0
-    for name in names or NAMES:
+    for name in options.names or NAMES:
         started = time.perf_counter()
-        results: list[Result] = importlib.import_module(f"benchmarks.{name}").run()
+        run = importlib.import_module(f"benchmarks.{name}").run
+        is_adjustable = "every" in inspect.signature(run).parameters
+        results: list[Result] = run(options.every) if is_adjustable else run()
         table = Table(title=f"{name} ({time.perf_counter() - started:.0f} s)", title_justify="left")
         table.add_column("measured")
         table.add_column("value", justify="right")

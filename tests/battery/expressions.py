@@ -3,11 +3,12 @@
 Each takes an `xr.DataArray` of floats (``a``) and one of integers with many ties (``i``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import dask.array as da
 import numpy as np
+import pytest
 import xarray as xr
 
 Expression = Callable[[xr.DataArray, xr.DataArray], Any]
@@ -227,3 +228,14 @@ BATTERY: dict[str, Expression] = {
     for name, expression in part()
 }
 SPLITTABLE = [name for name, _ in reductions()]
+
+
+def battery_cases(layouts: Iterable[str]) -> list[Any]:
+    """Give one layout of each expression to every run, in turn; the others are for `-m slow`."""
+    names = list(layouts)
+    cases = []
+    for number, name in enumerate(BATTERY):
+        for turn, layout in enumerate(names):
+            marks = () if turn == number % len(names) else pytest.mark.slow
+            cases.append(pytest.param(name, layout, marks=marks, id=f"{name}-{layout}"))
+    return cases

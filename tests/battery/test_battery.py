@@ -18,7 +18,7 @@ import xarray as xr
 
 from federated_dask import FederatedClient
 from site_plugins import LocalFederation
-from tests.battery.expressions import BATTERY
+from tests.battery.expressions import BATTERY, battery_cases
 
 LAT, LON = 4, 6
 CHUNKS = {"time": 6, "lat": 2, "lon": 6}
@@ -89,8 +89,7 @@ def plain() -> dict[str, xr.Dataset]:
     return {layout: laid(lambda name: PIECES[name][1], layout) for layout in LAYOUTS}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", BATTERY)
+@pytest.mark.parametrize(("name", "layout"), battery_cases(LAYOUTS))
 def test_sites_compute_what_xarray_does(
     name: str, layout: str, remote: dict[str, xr.Dataset], plain: dict[str, xr.Dataset]
 ) -> None:

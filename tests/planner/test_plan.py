@@ -11,7 +11,7 @@ import xarray as xr
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.planner.plan import Plan, make_plan
-from tests.battery.expressions import BATTERY, SPLITTABLE
+from tests.battery.expressions import BATTERY, SPLITTABLE, battery_cases
 from tests.planner.conftest import LAYOUTS, Laid
 from tests.planner.federation import TABLE, Federation
 
@@ -22,9 +22,8 @@ def as_arrays(result: Any) -> list[np.ndarray]:
     return [np.asarray(result)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", BATTERY)
-def test_the_result_is_that_of_plain_dask(layout: str, name: str) -> None:
+@pytest.mark.parametrize(("name", "layout"), battery_cases(LAYOUTS))
+def test_the_result_is_that_of_plain_dask(name: str, layout: str) -> None:
     laid = LAYOUTS[layout]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,157 @@
+"""Bytes over links of our placement against the optimum of an integer program, on one graph.
+
+Every value is brought at most once to each place that needs it, from wherever it was
+made; a task that reads a stored variable elsewhere has what it reads brought.  The
+optimum is HiGHS's, or its bound where the time for one expression is over.  With *true*
+sizes, what our plan (made with estimates) really moves is held against the optimum of
+somebody who knows the size of every value in advance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from benchmarks.result import Result
+from benchmarks.simulated import Simulation, chosen, laid, quiet, true_values, wire_bytes
+from federated_dask.planner.origins import origins
+from federated_dask.planner.plan import Plan
+from federated_dask.planner.sizes import read_bytes
+from federated_dask.planner.sources import HOME
+
+LAYOUTS = ((2, "time"), (2, "lon"), (3, "time"), (5, "time"))
+SECONDS = 10.0
+SMALLEST = 200
+"""Bytes below which a difference is not told apart from what frames a value."""
+MEDIAN, MAXIMUM = 1.05, 1.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    name: str
+    ours: float
+    optimum: float
+
+    @property
+    def value(self) -> float:
+        return (self.ours + SMALLEST) / (self.optimum + SMALLEST)
+
+
+def run(every: int = 1) -> list[Result]:
+    results = []
+    for sites, dimension in LAYOUTS:
+        simulation = laid(sites, dimension)
+        ratios: dict[str, list[Ratio]] = {"estimated": [], "true": []}
+        for name, expression in chosen(every).items():
+            with quiet():
+                plan = simulation.federation.plan(simulation.evaluate(expression))
+                true = true_sizes(plan, simulation)
+            for kind, sizes in (("estimated", plan.sizes), ("true", true)):
+                ours = moved(plan, sizes)
+                ratios[kind].append(Ratio(name, ours, min(ours, optimum(plan, sizes))))
+        for kind, found in ratios.items():
+            results += _results(f"{sites} sites in {dimension}, {kind} sizes", found)
+    return results
+
+
+def _results(title: str, ratios: Sequence[Ratio]) -> list[Result]:
+    values = [ratio.value for ratio in ratios]
+    worst = sorted(ratios, key=lambda ratio: -ratio.value)[:3]
+    names = ", ".join(f"{ratio.name} {ratio.value:.2f}" for ratio in worst if ratio.value > 1.01)
+    return [
+        Result(f"{title}: expressions", len(values)),
+        Result(f"{title}: median ratio", statistics.median(values), "", MEDIAN),
+        Result(f"{title}: largest ratio ({names or '–'})", max(values), "", MAXIMUM),
+        Result(f"{title}: above 1.25", sum(value > MAXIMUM for value in values)),
+    ]
+
+
+def true_sizes(plan: Plan, simulation: Simulation) -> list[int]:
+    values = true_values(plan.graph, simulation.federation)
+    return [wire_bytes(value) or 0 for value in values]
+
+
+def moved(plan: Plan, sizes: Sequence[int]) -> float:
+    """Bytes that a plan moves, each value once per place that needs it."""
+    places = plan.placement.places
+    pairs: set[tuple[int, str]] = set()
+    total = 0
+    for position, task in enumerate(plan.graph.tasks):
+        place = places[position]
+        if place is None:
+            continue
+        pairs.update((d, place) for d in task.dependencies if places[d] not in (None, place))
+        if task.sources and task.sources[0].site != place:
+            total += read_bytes(task, plan.graph)
+    pairs.update((p, HOME) for p in plan.graph.outputs.values() if places[p] not in (None, HOME))
+    return total + sum(sizes[position] for position, _ in pairs)
+
+
+def optimum(plan: Plan, sizes: Sequence[int], seconds: float = SECONDS) -> float:
+    """Fewest bytes that any placement moves, or a bound below it."""
+    graph = plan.graph
+    where = origins(graph, plan.facts)
+    places = [*sorted(plan.facts), HOME]
+    home = places.index(HOME)
+    # Variables: task at place, then value brought to place.
+    at: dict[tuple[int, int], int] = {}
+    brought: dict[tuple[int, int], int] = {}
+    costs: list[float] = []
+    needs = graph.dependents()
+    wanted = set(graph.outputs.values())
+    fixed = [position for position, found in enumerate(where) if found]
+    for position in fixed:
+        task = graph.tasks[position]
+        allowed = range(len(places)) if task.program is not None else (home,)
+        for place in allowed:
+            site = task.sources[0].site if task.sources else None
+            if site is not None and place != home and places[place] != site:
+                continue
+            at[position, place] = len(costs)
+            costs.append(read_bytes(task, graph) if site is not None and place == home else 0.0)
+    first = len(costs)
+    for position in fixed:
+        if not needs[position] and position not in wanted:
+            continue
+        for place in range(len(places)):
+            brought[position, place] = len(costs)
+            costs.append(float(sizes[position]))
+    rows: list[tuple[dict[int, float], float, float]] = []
+    for position in fixed:
+        one = {at[position, place]: 1.0 for place in range(len(places)) if (position, place) in at}
+        rows.append((one, 1.0, 1.0))
+        for place in range(len(places)):
+            if (position, place) not in brought:
+                continue
+            there = {brought[position, place]: 1.0}
+            if (position, place) in at:
+                there[at[position, place]] = 1.0
+            for consumer in needs[position]:
+                if (consumer, place) in at:
+                    rows.append(({**there, at[consumer, place]: -1.0}, 0.0, np.inf))
+            if position in wanted and place == home:
+                rows.append((there, 1.0, np.inf))
+    if not costs or not rows:
+        return 0.0
+    entries = [(r, column, v) for r, (row, _, _) in enumerate(rows) for column, v in row.items()]
+    i, j, v = zip(*entries, strict=True)
+    matrix = coo_array((v, (i, j)), shape=(len(rows), len(costs))).tocsr()
+    integrality = np.array([1] * first + [0] * (len(costs) - first))
+    scale = max(max(costs), 1.0)
+    answer = milp(
+        np.array(costs) / scale,
+        constraints=LinearConstraint(
+            matrix, [low for _, low, _ in rows], [high for _, _, high in rows]
+        ),
+        integrality=integrality,
+        bounds=Bounds(0, 1),
+        options={"time_limit": seconds, "mip_rel_gap": 0.01},
+    )
+    bound = answer.mip_dual_bound
+    return 0.0 if bound is None else max(0.0, bound * scale)
+
