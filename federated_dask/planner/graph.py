@@ -81,7 +81,7 @@ class PlanTask:
     blocker: str | None
     """Why it can only run at home, in words."""
     node: GraphNode | None = field(repr=False)
-    """Dask's own node, to run at home; None for tasks that only sites run."""
+    """Dask's own node, to run at home; None for what only hands a result to a site."""
     sources: tuple[SourceReference, ...] = ()
     """Stored variables that it reads."""
     held_at: str | None = None

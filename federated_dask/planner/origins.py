@@ -10,7 +10,7 @@ from federated_dask.planner.nodes import uses
 from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
 from federated_dask.protocol import graph as wire
 
-__all__ = ["Availability", "Dataset", "derivations", "origins"]
+__all__ = ["AT_HOME", "Availability", "Dataset", "derivations", "origins"]
 
 AT_HOME = frozenset({HOME})
 

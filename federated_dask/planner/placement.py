@@ -4,7 +4,8 @@ Data decides: a task whose inputs all come from one site runs there.  A task
 without data of a site runs wherever it is needed, at several places if need be.
 Tasks in which places meet, and what follows from them, are placed together so
 that the fewest bytes are moved (`minimum_cut`), each value counted once per
-destination; a first placement, task by task, is where that search begins.
+destination; so are tasks that make more bytes than they are given (`inflation`).
+A first placement, task by task, is where that search begins.
 
 A stage ends where a value changes place: what a task needs from elsewhere was
 made in an earlier stage.
@@ -17,9 +18,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from federated_dask.planner.graph import PlanGraph
+from federated_dask.planner.inflation import inflating
 from federated_dask.planner.minimum_cut import Value, assign
 from federated_dask.planner.origins import Availability, Dataset, derivations, origins
-from federated_dask.planner.sizes import read_bytes
+from federated_dask.planner.sizes import framed, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
 __all__ = ["Placement", "exchange", "place"]
@@ -105,13 +107,28 @@ class _Placer:
                     (dependency, place) for dependency in self.elsewhere(position, place)
                 )
         if self.prefer is None:
-            self.improve([p for p, where in enumerate(self.origins) if len(where) > 1])
+            meeting = [p for p, where in enumerate(self.origins) if len(where) > 1]
+            self.improve(sorted((*meeting, *self.inflating())))
         for position, place in enumerate(self.places):
             self.stages.append(self.stage(position, place))
         return Placement(self.places, self.stages, self.reasons)
 
+    def inflating(self) -> list[int]:
+        """List tasks of one site that it may be better to run where their results are needed."""
+        movable = [
+            len(where) == 1
+            and HOME not in where
+            and task.program is not None
+            # What a site holds lies there, and the last step is Dask's at home.
+            and task.held_at is None
+            for task, where in zip(self.graph.tasks, self.origins, strict=True)
+        ]
+        return inflating(
+            self.graph, self.weights, self.origins, movable, self.needed, self.cost_of_reading
+        )
+
     def improve(self, meeting: list[int]) -> None:
-        """Move the tasks in which places meet to where the fewest bytes have to be brought."""
+        """Move tasks to where the fewest bytes have to be brought."""
         if not meeting:
             return
         item = {position: number for number, position in enumerate(meeting)}
@@ -155,6 +172,8 @@ class _Placer:
                 elif place is not None:
                     needed_at.setdefault(below, set()).add(place)
         values = [self.value_read(position, number) for position, number in item.items()]
+        works = self.places_of_work()
+        values += [self.value_of_work(p, number, works[p]) for p, number in item.items()]
         values = [value for value in values if value.size]
         for position in {*consumers, *item}:
             place = self.places[position]
@@ -177,14 +196,47 @@ class _Placer:
     def value_read(self, position: int, number: int) -> Value:
         """Describe what a task itself reads of a stored variable: it lies at its site."""
         task = self.graph.tasks[position]
-        limited = any(self.graph.stored[source].egress_limit is not None for source in task.sources)
         return Value(
             producer=None,
             place=task.sources[0].site if task.sources else HOME,
-            size=read_bytes(task, self.graph) * (FORBIDDEN if limited else 1.0),
+            size=self.cost_of_reading(position),
             consumers=(number,),
             needed_at=frozenset(),
         )
+
+    def value_of_work(self, position: int, number: int, place: str | None) -> Value:
+        """Describe a task's work at the site of its data: given away for a gain only."""
+        return Value(
+            producer=None,
+            place=place,
+            size=0.0 if place is None else self.weights[position] * WORK,
+            consumers=(number,),
+            needed_at=frozenset(),
+        )
+
+    def places_of_work(self) -> list[str | None]:
+        """Name, for every task, the site from which nearly all of its data comes, if any."""
+        found: list[str | None] = []
+        for task, where in zip(self.graph.tasks, self.origins, strict=True):
+            if len(where) < 2:
+                (place,) = where or (None,)
+            else:
+                shares: dict[str | None, float] = {}
+                for below in task.dependencies:
+                    share = shares.get(found[below], 0.0) + self.weights[below]
+                    shares[found[below]] = share
+                place = max(shares, key=lambda site: shares[site], default=None)
+                if shares.get(place, 0.0) < MOSTLY * sum(shares.values()):
+                    place = None
+            found.append(None if place == HOME else place)
+        return found
+
+    def cost_of_reading(self, position: int) -> float:
+        """Bytes that a task reads of stored variables, made dear where these may not leave."""
+        task = self.graph.tasks[position]
+        limited = any(self.graph.stored[source].egress_limit is not None for source in task.sources)
+        size = read_bytes(task, self.graph)
+        return framed(size) * (FORBIDDEN if limited else 1.0) if size else 0.0
 
     def cost(self, start: Hashable, end: Hashable) -> float:
         """Cost per byte of a link: two sites that do not exchange values use home as a relay."""
@@ -266,6 +318,10 @@ def exchange(facts: Mapping[str, SiteFacts], start: str, end: str) -> bool:
     return end in facts[start].peers and start in facts[end].peers
 
 
+WORK = 0.02
+"""Share of a result's bytes that must be saved for a task to leave the site of its data."""
+MOSTLY = 0.8
+"""Share of a task's data that one site must hold for the work to belong there."""
 FORBIDDEN = 1000.0
 """Factor by which moving what may not leave its site is dearer than anything else."""
 
@@ -280,9 +336,9 @@ def _weights(graph: PlanGraph, sizes: list[int]) -> list[float]:
             if dataset.egress_limit is not None:
                 totals[task.label, dataset] += size
                 limited.append((position, dataset))
-    weights = [float(size) for size in sizes]
+    weights = [float(framed(size)) for size in sizes]
     for position, dataset in limited:
         limit = dataset.egress_limit
         if limit is not None and totals[graph.tasks[position].label, dataset] > limit:
-            weights[position] = sizes[position] * FORBIDDEN
+            weights[position] *= FORBIDDEN
     return weights

@@ -22,7 +22,7 @@ from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import Placement, exchange, place
 from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
-from federated_dask.planner.sizes import estimate_sizes, read_bytes
+from federated_dask.planner.sizes import estimate_sizes, framed, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
@@ -125,9 +125,9 @@ class Plan:
         for stage in self.jobs:
             for job in stage:
                 links[HOME, job.site] += self._upload_bytes(job)
-                links[job.site, HOME] += sum(self.sizes[p] for p in job.released)
+                links[job.site, HOME] += sum(framed(self.sizes[p]) for p in job.released)
                 for position, site in job.pulled.items():
-                    links[site, job.site] += self.sizes[position]
+                    links[site, job.site] += framed(self.sizes[position])
         for site, size in self.read_from_home().items():
             links[site, HOME] += size
         return dict(links)
@@ -215,7 +215,7 @@ def make_plan(
     RequestRefused
         If a result that is to be brought to `at` has no wire form.
     """
-    graph = split_reductions(lower(expression, keys, table), facts)
+    graph = split_reductions(lower(expression, keys, table), facts, table)
     sizes = estimate_sizes(graph)
     hold = hold or at is not None
     placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at)

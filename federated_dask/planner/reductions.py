@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from federated_dask.planner.graph import PlanGraph, PlanTask, aggregate_node
+from federated_dask.planner.interpretation import node_of
 from federated_dask.planner.nodes import (
     TreeNode,
     count_references,
@@ -37,6 +38,7 @@ from federated_dask.planner.origins import origins
 from federated_dask.planner.programs import Program
 from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
+from federated_dask.protocol.operations import OperationTable
 
 __all__ = ["split_reductions"]
 
@@ -97,7 +99,9 @@ COPIED = {
 """Keywords that combining takes over from the chunk step (those of the aggregate can differ)."""
 
 
-def split_reductions(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> PlanGraph:
+def split_reductions(
+    graph: PlanGraph, facts: Mapping[str, SiteFacts], table: OperationTable
+) -> PlanGraph:
     """Rewrite every tree reduction that mixes sites into per-site partials and one aggregate.
 
     Parameters
@@ -106,6 +110,8 @@ def split_reductions(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> PlanGr
         In topological order.
     facts : mapping of str to SiteFacts
         The sites.
+    table : OperationTable
+        Operations of this process: a partial may turn out to be best made at home.
 
     Returns
     -------
@@ -115,7 +121,7 @@ def split_reductions(graph: PlanGraph, facts: Mapping[str, SiteFacts]) -> PlanGr
     sites = origins(graph, facts)
     mixed = [position for position, where in enumerate(sites) if len(where) > 1]
     nodes = {position: tree_node(graph.tasks[position].program) for position in mixed}
-    splitter = _Splitter(graph, facts, sites, nodes)
+    splitter = _Splitter(graph, facts, sites, nodes, table)
     for position in reversed(mixed):
         splitter.split(position)
     return graph.reordered() if splitter.changed else graph
@@ -128,11 +134,13 @@ class _Splitter:
         facts: Mapping[str, SiteFacts],
         sites: list[frozenset[str]],
         nodes: dict[int, TreeNode | None],
+        table: OperationTable,
     ) -> None:
         self.graph = graph
         self.facts = facts
         self.sites = sites
         self.nodes = nodes
+        self.table = table
         self.absorbed: set[int] = set()
         self.changed = False
 
@@ -252,14 +260,16 @@ class _Splitter:
         depth: int,
     ) -> int:
         first = self.graph.tasks[inputs[0]]
+        keys = {other: self.graph.tasks[other].key for other in inputs}
         call = wire.Call(function, (_nested(len(inputs), depth),))
+        program = Program(wire.Template((call,)), (*bound, *inputs), ())
         task = PlanTask(
             key=key,
             label=str(operation_name(function)).rpartition(".")[2],
             dependencies=tuple(sorted(set(inputs))),
-            program=Program(wire.Template((call,)), (*bound, *inputs), ()),
+            program=program,
             blocker=None,
-            node=None,
+            node=node_of(key, program, keys, self.graph.leaves, self.table),
             shape=first.shape,
             dtype=first.dtype,
         )

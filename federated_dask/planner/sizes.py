@@ -8,11 +8,12 @@ early), so partials have rules of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
+from dask._task_spec import DataNode
 
 from federated_dask.planner.graph import PlanGraph, PlanTask
 from federated_dask.planner.nodes import (
@@ -24,12 +25,15 @@ from federated_dask.planner.nodes import (
     uses,
 )
 from federated_dask.planner.programs import Program
+from federated_dask.planner.shapes import sliced_from, sliced_shape
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
+from federated_dask.protocol.frames import encode_frame
+from federated_dask.protocol.messages import Heartbeat
 from federated_dask.protocol.operation_names import READS
 
-__all__ = ["estimate_sizes", "is_stated_exactly", "read_bytes"]
+__all__ = ["estimate_sizes", "framed", "is_stated_exactly", "read_bytes"]
 
 _REDUCTIONS = "dask.array.reductions."
 
@@ -41,13 +45,25 @@ ARRAYS_IN_PARTIAL = {
 }
 """How many arrays of the result's shape a partial holds."""
 
+FRAME_BYTES = 70
+"""What a result takes on a link beside its values: a frame and its header."""
 FLOX_CHUNK = "flox.core.chunk_reduce"
+FLOX_COUNTS = frozenset({"len", "nanlen"})
+FLOX_VARIANCE = "flox.aggregations.var_chunk"
+"""Makes three arrays: squared deviations, sums and counts."""
 OBJECT_ITEMSIZE = 8
+SAMPLES, SAMPLE = 8, 16 * 1024
+"""Parts of an array that are compressed to see what is left of it, and bytes of each."""
 ELEMENTWISE = frozenset(
     "abs add and_ eq floordiv ge gt inv invert le lshift lt mod mul ne neg or_ pos pow rshift sub "
     "truediv xor".split()
 )
 """Functions of the module `operator` that keep the shape."""
+
+
+def framed(size: int) -> int:
+    """Bytes on a link of a result whose values have `size` bytes."""
+    return size + FRAME_BYTES
 
 
 def estimate_sizes(graph: PlanGraph) -> list[int]:
@@ -63,17 +79,76 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
     list of int
         Bytes.
     """
-    sizes: list[int] = []
-    # Tasks of a layer share their template; what it says is read once.
-    readings: dict[int, _Reading] = {}
-    for task in graph.tasks:
+    return _Estimates(graph).all()
+
+
+class _Estimates:
+    """Sizes, and what they are made of, of tasks in topological order."""
+
+    def __init__(self, graph: PlanGraph) -> None:
+        self.graph = graph
+        self.sizes: list[int] = []
+        self.shapes: list[tuple[int, ...] | None] = []
+        self.itemsizes: list[float] = []
+        """Bytes per element; less than those of the dtype where they are known to shrink."""
+        # Tasks of a layer share their template; what it says is read once.
+        self.readings: dict[int, _Reading] = {}
+
+    def all(self) -> list[int]:
+        for task in self.graph.tasks:
+            self.add(task)
+        return self.sizes
+
+    def add(self, task: PlanTask) -> None:
         reading = _NOTHING
         if task.program is not None:
             template = task.program.template
-            found = readings.get(id(template))
-            reading = found or readings.setdefault(id(template), _Reading.of(task.program))
-        sizes.append(_estimate(task, reading, graph, sizes))
-    return sizes
+            found = self.readings.get(id(template))
+            reading = found or self.readings.setdefault(id(template), _Reading.of(task.program))
+        shape = task.shape
+        itemsize = float(OBJECT_ITEMSIZE if task.dtype is None else task.dtype.itemsize)
+        if shape is None or task.dtype is None:
+            sliced = sliced_from(task)
+            if sliced is not None and (before := self.shapes[sliced]) is not None:
+                shape = sliced_shape(task, self.graph, before)
+                itemsize = self.itemsizes[sliced]
+        elif (share := _own_share(task)) is not None:
+            itemsize *= share
+        self.shapes.append(shape)
+        self.itemsizes.append(itemsize)
+        self.sizes.append(self.estimate(task, reading, shape, itemsize))
+
+    def estimate(
+        self, task: PlanTask, reading: _Reading, shape: tuple[int, ...] | None, itemsize: float
+    ) -> int:
+        if reading.combines:
+            return max(self.sizes[dependency] for dependency in task.dependencies)
+        if reading.groups:
+            return _groups(task, reading, self.graph)
+        if shape is None:
+            return sum(self.sizes[dependency] for dependency in task.dependencies)
+        if reading.itemsize is not None:
+            itemsize = reading.itemsize
+        kept = math.prod(size for axis, size in enumerate(shape) if axis not in reading.reduced)
+        return int(kept * itemsize) * reading.arrays
+
+
+def _own_share(task: PlanTask) -> float | None:
+    """Share of an array of the researcher's own that is left of it on the wire, or None."""
+    node = task.node
+    if task.program is not None or not isinstance(node, DataNode):
+        return None
+    values = node.value
+    if not isinstance(values, np.ndarray) or values.dtype.hasobject or not values.nbytes:
+        return None
+    # Some parts of it stand for the whole.
+    flat = values.reshape(-1)
+    step = max(1, flat.nbytes // SAMPLES)
+    length = max(1, min(step, SAMPLE) // values.itemsize)
+    starts = range(0, flat.size, max(1, step // values.itemsize))
+    sample = np.concatenate([flat[start : start + length] for start in starts])
+    pieces = encode_frame(Heartbeat(), [sample.tobytes()])
+    return min(1.0, sum(len(memoryview(piece)) for piece in pieces) / sample.nbytes)
 
 
 def is_stated_exactly(task: PlanTask, graph: PlanGraph) -> bool:
@@ -155,9 +230,7 @@ class _Reading:
         if tree_node(program) is not None and keyword(call.function, "keepdims") is True:
             return cls(combines=True)
         if FLOX_CHUNK in uses(call.function):
-            stated = _given_first(call, "dtype")
-            items = stated.items if isinstance(stated, wire.Tuple) else (stated,)
-            itemsize = sum(_itemsize(item) or 0 for item in items) or OBJECT_ITEMSIZE
+            itemsize = _flox_itemsize(call)
             before = sum(map(count_references, program.template.steps[:-1]))
             axes = _axes(_given_first(call, "axis"))
             return cls((before, before + bound), groups=True, reduced=axes, itemsize=itemsize)
@@ -172,20 +245,6 @@ class _Reading:
 _NOTHING = _Reading()
 
 
-def _estimate(task: PlanTask, reading: _Reading, graph: PlanGraph, sizes: Sequence[int]) -> int:
-    if reading.combines:
-        return max(sizes[dependency] for dependency in task.dependencies)
-    if reading.groups:
-        return _groups(task, reading, graph)
-    if task.shape is None:
-        return sum(sizes[dependency] for dependency in task.dependencies)
-    itemsize = reading.itemsize
-    if itemsize is None:
-        itemsize = OBJECT_ITEMSIZE if task.dtype is None else task.dtype.itemsize
-    kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in reading.reduced)
-    return kept * itemsize * reading.arrays
-
-
 def _groups(task: PlanTask, reading: _Reading, graph: PlanGraph) -> int:
     """Bytes of groups × kept axes × the arrays that flox keeps per group."""
     if task.shape is None or task.program is None:
@@ -197,6 +256,20 @@ def _groups(task: PlanTask, reading: _Reading, graph: PlanGraph) -> int:
         if hasattr(leaf, "__len__"):
             groups = len(leaf)
     return kept * groups * (reading.itemsize or OBJECT_ITEMSIZE)
+
+
+def _flox_itemsize(call: wire.Call) -> int:
+    """Bytes per group of all arrays that flox keeps; counts shrink to nothing on the wire."""
+    stated, functions = _given_first(call, "dtype"), _given_first(call, "func")
+    dtypes = stated.items if isinstance(stated, wire.Tuple) else (stated,)
+    names = functions.items if isinstance(functions, wire.Tuple) else (None,) * len(dtypes)
+    total = 0
+    for dtype, name in zip(dtypes, names, strict=False):
+        if len(dtypes) > 1 and name in FLOX_COUNTS:
+            continue
+        several = 2 if FLOX_VARIANCE in uses(name) else 1
+        total += several * (_itemsize(dtype) or 0)
+    return total or OBJECT_ITEMSIZE
 
 
 def _itemsize(stated: wire.Node) -> int | None:

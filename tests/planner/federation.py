@@ -17,7 +17,7 @@ import numpy as np
 from dask.local import get_sync
 from toolz import compose
 
-from federated_dask.planner.graph import home_graph
+from federated_dask.planner.graph import PlanGraph, home_graph
 from federated_dask.planner.plan import Job, Plan, make_plan
 from federated_dask.planner.sources import HOME, SiteFacts, SourceReference
 from federated_dask.protocol import graph as wire
@@ -224,6 +224,25 @@ def evaluate(template: wire.Template, references: Sequence[Any], integers: Seque
     for step in template.steps:
         holes.steps.append(_value(step, holes))
     return holes.steps[-1]
+
+
+def true_values(graph: PlanGraph, federation: Federation) -> list[Any]:
+    """Compute every task of a graph, once."""
+    values: list[Any] = []
+    leaves = [
+        federation.stored[leaf] if isinstance(leaf, SourceReference) else leaf
+        for leaf in graph.leaves
+    ]
+    for position, task in enumerate(graph.tasks):
+        program = task.program
+        if program is None:
+            below = {d: values[d] for d in task.dependencies}
+            [value] = get_sync(home_graph(graph, [position], below), [task.key])
+        else:
+            operands = [values[r] if r >= 0 else leaves[-1 - r] for r in program.references]
+            value = evaluate(program.template, operands, program.integers)
+        values.append(value)
+    return values
 
 
 @dataclass

@@ -85,3 +85,49 @@ def test_sites_run_only_what_they_have() -> None:
             assert place in (HOME, None)
     (computed,) = laid.federation.compute(laid.floats.mean("time"))
     np.testing.assert_allclose(computed, laid.plain_floats.mean("time"))
+
+
+def test_what_makes_more_of_its_data_runs_where_the_result_is_wanted(
+    federation: Federation,
+) -> None:
+    x = stored(federation, "north")
+    wide = x.astype("c16") + 1
+    (computed,) = federation.compute(wide)
+    np.testing.assert_array_equal(computed, wide.compute(scheduler="sync"))
+    received = federation.crossed["north", HOME] + x.nbytes
+    assert received < wide.nbytes
+    assert any("moves fewer bytes" in reason for _, reason, _ in federation.plans[0].reasons())
+
+
+def test_a_wide_result_that_is_reduced_again_is_made_at_the_site(federation: Federation) -> None:
+    x = stored(federation, "north")
+    plan = federation.plan((x.astype("c16") + 1).sum(axis=0))
+    assert plan.reasons() == []
+    assert plan.read_from_home() == {}
+
+
+def test_what_may_leave_only_in_part_is_not_read_from_home(federation: Federation) -> None:
+    values = np.ones((40, 50))
+    x = da.from_array(federation.variable("north", values, "v", 10**9), chunks=10)
+    plan = federation.plan(x.astype("c16") + 1)
+    assert plan.read_from_home() == {}
+
+
+def test_a_gain_of_little_is_not_worth_leaving_the_data(federation: Federation) -> None:
+    values = np.random.default_rng(0).random((300, 200))
+    x = da.from_array(federation.variable("north", values), chunks=(100, 200))
+    y = da.from_array(federation.variable("south", values, "w"), chunks=(100, 200))
+    joined = da.concatenate([x, y])
+    smooth = da.overlap.overlap(joined, {0: 1}, "none")
+    plan = federation.plan(da.overlap.trim_internal(smooth * 2, {0: 1}, "none"))
+    at_home = {plan.graph.tasks[p].label for stage in plan.home for p in stage}
+    assert "mul" not in at_home
+
+
+def test_slices_that_no_collection_states_have_a_size() -> None:
+    federation = Federation()
+    x = stored(federation, "north")
+    plan = federation.plan(da.overlap.overlap(x, {0: 1, 1: 2}, "none").sum())
+    for task, size in zip(plan.graph.tasks, plan.sizes, strict=True):
+        if task.label == "getitem":
+            assert size <= 10 * 2 * 8

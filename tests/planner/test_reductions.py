@@ -3,13 +3,15 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from dask.local import get_sync
 
-from federated_dask.planner.graph import PlanGraph, lower
+from federated_dask.planner.graph import PlanGraph, PlanTask, home_graph, lower
 from federated_dask.planner.nodes import tree_node
 from federated_dask.planner.origins import origins
 from federated_dask.planner.reductions import FAN_IN, split_reductions
+from tests.battery.expressions import BATTERY
 from tests.planner.conftest import LAYOUTS
-from tests.planner.federation import TABLE, Federation
+from tests.planner.federation import TABLE, Federation, bytes_of, true_values
 
 
 def interleaved(federation: Federation, chunks: int = 8, sites: int = 2) -> da.Array:
@@ -26,7 +28,7 @@ def interleaved(federation: Federation, chunks: int = 8, sites: int = 2) -> da.A
 def split(federation: Federation, array: da.Array) -> tuple[PlanGraph, PlanGraph]:
     graph = lower(array.dask, array.__dask_keys__(), TABLE)
     before = PlanGraph(list(graph.tasks), graph.leaves, graph.outputs, graph.data, graph.stored)
-    return before, split_reductions(graph, federation.facts)
+    return before, split_reductions(graph, federation.facts, TABLE)
 
 
 def meeting(graph: PlanGraph, federation: Federation) -> list[int]:
@@ -74,10 +76,30 @@ def test_nothing_is_changed_at_one_site() -> None:
     assert [task.key for task in after.tasks] == [task.key for task in before.tasks]
 
 
+def is_combine(task: PlanTask) -> bool:
+    return isinstance(task.key, tuple) and task.key[0] == "federated-combine"
+
+
+@pytest.mark.parametrize(
+    "name", ["mean-time", "std-all", "argmax-time", "any-time", "month-mean", "season-map-reduce"]
+)
+def test_partials_can_be_made_at_home(name: str) -> None:
+    laid = LAYOUTS["three"]()
+    graph = laid.federation.plan(BATTERY[name](laid.floats, laid.integers)).graph
+    values = true_values(graph, laid.federation)
+    combines = [position for position, task in enumerate(graph.tasks) if is_combine(task)]
+    assert combines
+    for position in combines:
+        task = graph.tasks[position]
+        below = {d: values[d] for d in task.dependencies}
+        [at_home] = get_sync(home_graph(graph, [position], below), [task.key])
+        assert bytes_of(0, at_home) == bytes_of(0, values[position])
+
+
 def test_combining_takes_few_inputs_at_a_time() -> None:
     federation = Federation()
     _, after = split(federation, interleaved(federation, 100).sum(axis=0, split_every=1000))
-    combines = [task for task in after.tasks if task.node is None]
+    combines = [task for task in after.tasks if is_combine(task)]
     assert combines
     assert all(len(task.dependencies) <= FAN_IN for task in combines)
 
