@@ -98,7 +98,7 @@ def test_a_difference(fed: FederatedClient) -> None:
     assert own("north").nbytes * 0.9 < size < own("north").nbytes * 1.05
     assert homewards(fed) < expected.nbytes + 8_000
     predicted = {(link.start, link.end): link.predicted_bytes for link in fed.last_run.links}
-    assert predicted[link] == own("north").nbytes
+    assert predicted[link] == pytest.approx(own("north").nbytes, rel=0.01)
 
 
 def test_the_smaller_one_travels(fed: FederatedClient) -> None:
