@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from site_plugins.calling import report_progress
+    from site_plugins.functions import publish
     from site_plugins.local_federation import LocalFederation
     from site_plugins.scheduler_plugin import SitePlugin
 
-__all__ = ["LocalFederation", "SitePlugin"]
+__all__ = ["LocalFederation", "SitePlugin", "publish", "report_progress"]
 
 # Lazily, so that the command line and a preload start without what they do not use.
 _HOMES = {
     "LocalFederation": "site_plugins.local_federation",
     "SitePlugin": "site_plugins.scheduler_plugin",
+    "publish": "site_plugins.functions",
+    "report_progress": "site_plugins.calling",
 }
 
 

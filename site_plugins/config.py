@@ -39,6 +39,7 @@ __all__ = [
     "ClusterSection",
     "DatasetSection",
     "EndpointSection",
+    "FunctionsSection",
     "GrantSection",
     "IssuerSection",
     "LimitsSection",
@@ -115,7 +116,7 @@ def _folder(info: ValidationInfo) -> Path:
     return Path(context.get("folder", ".")).absolute()
 
 
-def _state(path: Path, info: ValidationInfo) -> Path:
+def _place(path: Path, info: ValidationInfo) -> Path:
     return _folder(info) / path.expanduser()
 
 
@@ -163,7 +164,7 @@ class SiteSection(Section):
     title: str = ""
     address: Address | None = None
     """URL under which others reach the endpoint; by default made of its host and port."""
-    state: Annotated[Path, AfterValidator(_state)] = Field(Path("state"), validate_default=True)
+    state: Annotated[Path, AfterValidator(_place)] = Field(Path("state"), validate_default=True)
     """Folder of what the site remembers: grants, budgets, quotas, the audit log."""
 
 
@@ -278,6 +279,8 @@ class DatasetSection(Section):
     accept_license: bool = False
     """Whether the licence has to be accepted before first use."""
     egress: Literal["open", "derived", "functions-only"] = "open"
+    functions: tuple[Name, ...] = ()
+    """Of a ``functions-only`` dataset: the functions that may read it."""
     share: float = Field(default=0.01, gt=0, le=1)
     """Of a ``derived`` dataset: the part of its bytes that may ever leave for one project."""
     embargo: date | None = None
@@ -297,6 +300,20 @@ class DatasetSection(Section):
                 f"open_options cannot hold {', '.join(wrong)}: the site sets it itself"
             )
         return self
+
+
+class FunctionsSection(Section):
+    """``[functions]``: Python modules whose functions the site publishes."""
+
+    modules: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")], ...] = ()
+    path: tuple[Annotated[Path, AfterValidator(_place)], ...] = Field(
+        default=(Path("."),), validate_default=True
+    )
+    """Folders in which they are looked for; by default that of `site.toml`."""
+    seconds: Duration = 3600.0
+    """Longest time that a call may run, where the function sets none of its own."""
+    result_bytes: Bytes = ByteSize(2**32)
+    """Largest result, where the function sets none of its own."""
 
 
 _CAPS = Limits()
@@ -337,6 +354,7 @@ class SiteConfig(Section):
     peers: tuple[PeerSection, ...] = ()
     grants: tuple[GrantSection, ...] = ()
     datasets: dict[Name, DatasetSection] = {}
+    functions: FunctionsSection = FunctionsSection()
     limits: LimitsSection = LimitsSection()
 
     @model_validator(mode="after")

@@ -81,6 +81,8 @@ class StoredDataset:
     accept_license: bool = False
     """Whether the licence has to be accepted before first use."""
     egress: Literal["open", "derived", "functions-only"] = "open"
+    functions: tuple[str, ...] = ()
+    """Of a ``functions-only`` dataset: the functions that may read it."""
     share: float = 0.01
     """Of a ``derived`` dataset: the part of its bytes that may ever leave for one project."""
     embargo: datetime.date | None = None

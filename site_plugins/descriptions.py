@@ -80,7 +80,7 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
                 dtype=dtype,
                 attributes=_plain_items(variable.attrs),
                 encoding=_plain_items(variable.encoding, VARIABLE_ENCODING),
-                chunks=_chunks(variable),
+                chunks=stored_chunks(variable),
                 coordinate=name in content.coords,
                 value=(
                     encode_value(decoded(variable), buffers)
@@ -165,7 +165,7 @@ def _problems(content: xr.Dataset) -> Iterator[str]:
             yield f"variable {name!r} is left out: {error}"
         except Exception as error:
             yield f"variable {name!r} cannot be read: {type(error).__name__}: {error}"
-        chunks = _chunks(variable)
+        chunks = stored_chunks(variable)
         size = math.prod(chunks or ()) * variable.dtype.itemsize
         if chunks and size > LARGEST_CHUNK:
             yield f"variable {name!r} is stored in chunks of {size / 2**30:.1f} GiB, over 1 GiB"
@@ -192,7 +192,7 @@ def _size(variable: xr.Variable) -> int:
     return int(variable.size) * decoded_dtype(variable).itemsize
 
 
-def _chunks(variable: xr.Variable) -> tuple[int, ...] | None:
+def stored_chunks(variable: xr.Variable) -> tuple[int, ...] | None:
     encoding = variable.encoding
     chunks: Any = encoding.get("chunks") or encoding.get("chunksizes")
     if preferred := encoding.get("preferred_chunks"):

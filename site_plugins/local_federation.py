@@ -41,6 +41,7 @@ TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges", "grants", "issuers"}
+TABLES.add("functions")
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
 """Budgets of datasets bind all; `export` would lift them."""
 
@@ -271,6 +272,7 @@ def _configs(
                 for key, value in given.get("datasets", {}).items()
             },
             "grants": given.get("grants", GRANTS),
+            "functions": given.get("functions", {}),
             "limits": given.get("limits", {}),
             "issuers": given.get("issuers", []),
         }

@@ -23,14 +23,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps
 from distributed.protocol.serialize import ToPickle
 from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
 
-from federated_dask.errors import Reason, RequestRefused
+from federated_dask.errors import ConfigurationError, Reason, RequestRefused
 from federated_dask.protocol.messages import Peer
 from site_plugins.config import SiteConfig
 from site_plugins.datasets import StoredDataset
+from site_plugins.functions import PublishedFunction, functions_of
+from site_plugins.once import keep_from_running_again, mark
+from site_plugins.stopping import CallPlugin
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -69,6 +73,7 @@ class SiteState:
     title: str
     peers: tuple[Peer, ...]
     datasets: Mapping[str, StoredDataset]
+    functions: Mapping[str, PublishedFunction]
     dashboard_link: str | None
     workers: int
     threads: int
@@ -123,6 +128,8 @@ class SitePlugin(SchedulerPlugin):
         Title of the site.
     datasets : iterable of StoredDataset, optional
         What the site advertises.
+    functions : iterable of PublishedFunction, optional
+        What the site can be asked to run.
     peers : iterable of Peer, optional
         The other sites of the federation.
     lease_seconds : float, optional
@@ -152,6 +159,7 @@ class SitePlugin(SchedulerPlugin):
         *,
         title: str = "",
         datasets: Iterable[StoredDataset] = (),
+        functions: Iterable[PublishedFunction] = (),
         peers: Iterable[Peer] = (),
         lease_seconds: float = 3600.0,
         longest_lease_seconds: float = 86_400.0,
@@ -161,6 +169,7 @@ class SitePlugin(SchedulerPlugin):
         self.site = site
         self.title = title
         self.datasets = {dataset.name: dataset for dataset in datasets}
+        self.functions = {function.name: function for function in functions}
         self.peers = tuple(peers)
         self.lease_seconds = lease_seconds
         self.longest_lease_seconds = longest_lease_seconds
@@ -177,6 +186,7 @@ class SitePlugin(SchedulerPlugin):
             config.name,
             title=config.site.title,
             datasets=[StoredDataset.from_config(*item) for item in config.datasets.items()],
+            functions=_published(config),
             peers=[
                 Peer(
                     name=peer.name,
@@ -206,11 +216,18 @@ class SitePlugin(SchedulerPlugin):
             self.federated_account,
         ]
         scheduler.handlers.update({handler.__name__: handler for handler in handlers})
+        calls = CallPlugin()
+        await scheduler.register_worker_plugin(None, dumps(calls), calls.name, idempotent=True)
         check = PeriodicCallback(self._release_expired, CHECK_SECONDS * 1000)
         # The scheduler stops all of its periodic callbacks when it closes.
         scheduler.periodic_callbacks[self.name] = check
         check.start()
-        logger.info("Site %s advertises %d datasets", self.site, len(self.datasets))
+        logger.info(
+            "Site %s advertises %d datasets and %d functions",
+            self.site,
+            len(self.datasets),
+            len(self.functions),
+        )
 
     async def close(self) -> None:
         """Let go of all leases; called by the scheduler."""
@@ -230,6 +247,7 @@ class SitePlugin(SchedulerPlugin):
                 title=self.title,
                 peers=self.peers,
                 datasets=dict(self.datasets),
+                functions=dict(self.functions),
                 dashboard_link=_dashboard_link(scheduler),
                 workers=len(workers),
                 threads=sum(worker.nthreads for worker in workers),
@@ -380,6 +398,7 @@ class SitePlugin(SchedulerPlugin):
         **kwargs: Any,
     ) -> None:
         """Open an account for a job whose tasks arrive; called by the scheduler."""
+        mark(scheduler, tasks)
         for job in set(annotations.get(JOB_ANNOTATION, {}).values()):
             self._accounts[job] = JobAccount(total=len(tasks))
             # Those of endpoints that went away without closing them.
@@ -390,6 +409,7 @@ class SitePlugin(SchedulerPlugin):
         self, key: Key, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any
     ) -> None:
         """Add up what a task took; called by the scheduler."""
+        keep_from_running_again(self._known_scheduler(), key, start, finish)
         if start != "processing" or finish not in ("memory", "erred"):
             return
         account = self._account_of(key)
@@ -422,6 +442,17 @@ class SitePlugin(SchedulerPlugin):
 def unwrapped(payload: Any) -> Any:
     """Take what was sent by RPC out of its wrapper, which Dask leaves on within one process."""
     return payload.data if isinstance(payload, ToPickle) else payload
+
+
+def _published(config: SiteConfig) -> list[PublishedFunction]:
+    found = []
+    for each in functions_of(config.functions):
+        if isinstance(each, ConfigurationError):
+            # One that is wrong is no reason to serve none.
+            logger.error("%s %s", each.message, each.hint or "")
+        else:
+            found.append(each)
+    return found
 
 
 def _holder(lease: str) -> str:

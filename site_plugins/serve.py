@@ -128,6 +128,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 audit=audit,
                 settings=settings,
                 peering=peering,
+                functions=config.functions,
                 origins=config.endpoint.origins,
             ),
             config.endpoint.host,

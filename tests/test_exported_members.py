@@ -27,7 +27,7 @@ PUBLIC = {
         "TaskFailed",
         "VersionChanged",
     ],
-    "site_plugins": ["LocalFederation", "SitePlugin"],
+    "site_plugins": ["LocalFederation", "SitePlugin", "publish", "report_progress"],
 }
 
 

@@ -18,9 +18,11 @@ from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefus
 from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
 from site_plugins.audit import Audit
-from site_plugins.endpoint import terms_routes
+from site_plugins.config import FunctionsSection
+from site_plugins.endpoint import call_routes, terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
+from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.identity_routes import login_options
 from site_plugins.endpoint.identity_routes import router as identity_router
@@ -40,7 +42,7 @@ __all__ = ["ROUTERS", "create_app"]
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (router, web_data_router, terms_routes.router, identity_router)
+ROUTERS = (router, web_data_router, terms_routes.router, call_routes.router, identity_router)
 """All routes of the endpoint but its documentation, its page and its JavaScript client."""
 
 DESCRIPTION = """
@@ -82,6 +84,7 @@ def create_app(
     audit: Audit | None = None,
     settings: JobSettings | None = None,
     peering: Peering | None = None,
+    functions: FunctionsSection | None = None,
     body_seconds: float = 300.0,
     origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -105,6 +108,8 @@ def create_app(
         Caps and intervals.
     peering : Peering, optional
         The site's dealings with its peers; without it, values are not exchanged.
+    functions : FunctionsSection, optional
+        Limits of functions that set none of their own.
     body_seconds : float, optional
         Deadline for the body of a request.
     origins : sequence of str, optional
@@ -127,6 +132,7 @@ def create_app(
     app.state.refusals = Refusals(app.state.audit)
     app.state.access = Access(gateway, policy, registry, app.state.audit)
     app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
+    app.state.calls = CallRunner(app.state.runner, functions)
     app.state.peering = peering
     app.state.table = chosen
     app.state.body_seconds = body_seconds

@@ -13,10 +13,12 @@ from distributed.scheduler import KilledWorker
 
 from federated_dask.errors import FederatedError, Reason
 from federated_dask.protocol.messages import Failure
+from site_plugins.calling import Raised
 from site_plugins.datasets import StoredDataset
 from site_plugins.fingerprints import local_path
+from site_plugins.signatures import ArgumentError
 
-__all__ = ["failure_of_task", "scrubbed"]
+__all__ = ["failure_of_call", "failure_of_task", "refused_argument", "scrubbed"]
 
 LONGEST_MESSAGE = 4_000
 MOST_FRAMES = 60
@@ -83,6 +85,60 @@ def failure_of_task(
         site=site,
         exception=name,
         traceback="".join(_frames(trace, site, datasets)),
+    )
+
+
+def failure_of_call(
+    raised: Raised,
+    *,
+    site: str,
+    function: str,
+    datasets: Iterable[StoredDataset],
+    withheld: Iterable[str] = (),
+) -> Failure:
+    """Describe what a function raised for the wire; arguments as those of `failure_of_task`."""
+    if raised.is_memory:
+        return Failure(
+            reason=Reason.OUT_OF_MEMORY,
+            message=f"Function {function!r} needed more memory than a worker of the site has.",
+            site=site,
+            hint="Ask for less: fewer years, a smaller region, coarser data.",
+            exception=raised.exception,
+        )
+    withheld = sorted(withheld)
+    if withheld:
+        return Failure(
+            reason=Reason.FUNCTION_FAILED,
+            message=f"Function {function!r} raised {raised.exception}; its message may hold data "
+            f"of {', '.join(withheld)} and stays at the site.",
+            site=site,
+            exception=raised.exception,
+        )
+    datasets = list(datasets)
+    return Failure(
+        reason=Reason.FUNCTION_FAILED,
+        message=scrubbed(raised.message, site, datasets)[:LONGEST_MESSAGE] or raised.exception,
+        site=site,
+        exception=raised.exception,
+        traceback=scrubbed(raised.traceback, site, datasets),
+    )
+
+
+def refused_argument(error: ArgumentError, function: str, site: str) -> Failure:
+    """Describe an argument that does not fit for the wire.
+
+    Examples
+    --------
+    >>> refused_argument(ArgumentError("start", "is missing"), "trend", "north").message
+    "Argument 'start' of 'trend': is missing."
+    """
+    subject = f"Argument {error.argument!r} of {function!r}: " if error.argument else ""
+    return Failure(
+        reason=Reason.INVALID_ARGUMENT,
+        message=f"{subject or f'Function {function!r} '}{error.rule}.",
+        site=site,
+        hint=f"`fed.functions[{f'{site}/{function}'!r}]` shows what it takes.",
+        argument=error.argument or None,
     )
 
 

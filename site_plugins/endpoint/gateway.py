@@ -30,6 +30,7 @@ from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.messages import DatasetDescription
 from site_plugins.datasets import StoredDataset
 from site_plugins.descriptions import describe
+from site_plugins.functions import PublishedFunction
 from site_plugins.policy import unknown
 from site_plugins.scheduler_plugin import JobAccount, LeasedOutput, SiteState, unwrapped
 
@@ -94,6 +95,19 @@ class Gateway:
         found = (await self.state()).datasets.get(name)
         if found is None:
             raise unknown(f"dataset:{name}", self.site)
+        return found
+
+    async def function(self, name: str) -> PublishedFunction:
+        """Look up a function.
+
+        Raises
+        ------
+        NotFound
+            If the site does not publish it.
+        """
+        found = (await self.state()).functions.get(name)
+        if found is None:
+            raise unknown(f"function:{name}", self.site)
         return found
 
     async def version(self, dataset: StoredDataset) -> str:

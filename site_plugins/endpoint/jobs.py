@@ -21,7 +21,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -165,7 +165,9 @@ class JobRunner:
             await self._source(source.dataset, source.version, source.variable, principal)
             for source in graph.sources
         ]
-        held, pulls = await self._operands_held(submission, owner_of(principal))
+        held, pulls = await self.operands_held(
+            graph.held, submission.delegations, owner_of(principal)
+        )
 
         def build() -> BuiltGraph:
             return build_graph(
@@ -194,20 +196,20 @@ class JobRunner:
         )
         return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
 
-    async def _operands_held(
-        self, submission: JobSubmission, owner: str
+    async def operands_held(
+        self, wanted: Sequence[wire.Held], delegations: Mapping[str, str], owner: str
     ) -> tuple[list[LeasedOutput], list[Pull]]:
-        """Find what the graph's held results stand for: here, or to be fetched from a peer."""
-        here = [item for item in submission.graph.held if item.peer is None]
+        """Find what held results stand for: here, or to be fetched from a peer."""
+        here = [item for item in wanted if item.peer is None]
         found = iter(await self._held([(item.lease, item.output) for item in here], owner))
         trusted = frozenset() if self.peering is None else self.peering.trusted
         held: list[LeasedOutput] = []
         pulls: dict[wire.Held, Pull] = {}
-        for item in submission.graph.held:
+        for item in wanted:
             if item.peer is None:
                 held.append(next(found))
                 continue
-            delegation = submission.delegations.get(delegation_key(item.lease, item.output))
+            delegation = delegations.get(delegation_key(item.lease, item.output))
             if item.peer not in trusted or not delegation:
                 raise NotFound(
                     f"Values of {item.peer[:128]!r} cannot be fetched from here.",

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from federated_dask.errors import Reason, from_reason
+from federated_dask.protocol.call_messages import FunctionDescription, Functions
 from federated_dask.protocol.identity_messages import LoginOptions
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
@@ -44,6 +45,8 @@ def components() -> dict[str, Any]:
             DelegationReply,
             DelegationRequest,
             Failure,
+            FunctionDescription,
+            Functions,
             LeaseTerms,
             LoginOptions,
             Operations,

@@ -1,0 +1,121 @@
+"""The routes of published functions; see docs/design.md."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Path, Request, Response
+
+from federated_dask.errors import Reason
+from federated_dask.protocol.call_messages import CallSubmission, FunctionDescription, Functions
+from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
+from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
+from site_plugins.endpoint.authentication import Asker
+from site_plugins.endpoint.calls import Call, CallRunner
+from site_plugins.endpoint.schemas import failures, frames, json_of
+from site_plugins.endpoint.streams import FrameStream, receive_frame
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+FunctionName = Annotated[str, Path(description="Name of the function, as in the list.")]
+
+
+def _calls(request: Request) -> CallRunner:
+    calls: CallRunner = request.app.state.calls
+    return calls
+
+
+def _json(message: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(message), media_type="application/json")
+
+
+@router.get(
+    "/functions",
+    tags=["functions"],
+    summary="The functions",
+    responses={**json_of(Functions), **failures(Reason.TOKEN_MISSING)},
+    response_class=Response,
+)
+async def functions(request: Request, principal: Asker) -> Response:
+    """List the functions of the site that you may know of, with their signatures."""
+    calls = _calls(request)
+    found = await calls.functions(principal)
+    return _json(
+        Functions(
+            site=calls.gateway.site, functions=tuple(function.description for function in found)
+        )
+    )
+
+
+@router.get(
+    "/functions/{name}",
+    tags=["functions"],
+    summary="One function",
+    responses={
+        **json_of(FunctionDescription),
+        **failures(Reason.TOKEN_MISSING, Reason.UNKNOWN_FUNCTION),
+    },
+    response_class=Response,
+)
+async def function(request: Request, principal: Asker, name: FunctionName) -> Response:
+    """Describe a function: parameters, result, limits, and the JSON Schema of its arguments."""
+    return _json((await _calls(request).function(name, principal)).description)
+
+
+@router.post(
+    "/calls",
+    tags=["functions"],
+    summary="Call a function",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "One frame: `CallSubmission`, and the buffers of what is sent along.",
+            "content": {FRAMES_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    responses={
+        **frames(
+            "Frames of call events: `accepted`, `call_progress` and `heartbeat` now and then, "
+            "`returned` or `failure` last.",
+            status=200,
+        ),
+        **failures(
+            Reason.TOKEN_MISSING,
+            Reason.NOT_PERMITTED,
+            Reason.UNKNOWN_FUNCTION,
+            Reason.VERSION_CHANGED,
+            Reason.INVALID_ARGUMENT,
+            Reason.LIMIT_EXCEEDED,
+            Reason.MALFORMED,
+            Reason.DATASET_UNREADABLE,
+        ),
+    },
+    response_class=Response,
+)
+async def calls(request: Request, principal: Asker) -> Response:
+    """Call a function of the site.
+
+    The request is the call's life line: when the client goes away, the site stops
+    the function.
+    """
+    runner = _calls(request)
+    state = request.app.state
+    async with receive_frame(
+        request, runner.settings.limits, state.body_seconds, state.budget
+    ) as frame:
+        submission = decode_message(frame, CallSubmission)
+        call = await runner.admit(submission, frame.buffers, principal)
+    return FrameStream(_framed(runner, call))
+
+
+async def _framed(runner: CallRunner, call: Call) -> AsyncGenerator[list[Buffer], None]:
+    events = runner.events(call)
+    try:
+        async for event, buffers in events:
+            yield encode_frame(event, buffers)
+    finally:
+        await events.aclose()

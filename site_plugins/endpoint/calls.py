@@ -1,0 +1,495 @@
+"""Calls of published functions, from their submission to the last event.
+
+::
+
+    CallSubmission ─► admit ─► Call ─► events ──► Accepted, CallProgress …, Returned
+                        │                │  ▲                             └─ or Failure
+          errors of ours, with the       │  │ outcome, and what the worker tells meanwhile
+          argument's name                ▼  │
+                                  one task on the cluster
+
+Everything about the arguments that can be told without running anything is told by `admit`.
+The call lives as long as somebody reads its events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import numpy as np
+from distributed.client import Future
+from distributed.scheduler import KilledWorker
+
+from federated_dask.errors import (
+    FederatedError,
+    Reason,
+    SiteUnavailable,
+    TaskFailed,
+    VersionChanged,
+)
+from federated_dask.protocol.call_messages import (
+    AnyCallEvent,
+    CallProgress,
+    CallSubmission,
+    Returned,
+)
+from federated_dask.protocol.frames import Buffer
+from federated_dask.protocol.messages import Accepted, Failure, Heartbeat
+from federated_dask.protocol.structures import Object
+from site_plugins.calling import CallTask, Outcome, overdue, run_call
+from site_plugins.config import FunctionsSection
+from site_plugins.endpoint.authentication import owner_of
+from site_plugins.endpoint.failures import failure_of_call, refused_argument, scrubbed
+from site_plugins.endpoint.jobs import JobFailed, JobRunner, internal_failure
+from site_plugins.endpoint.passing import Passing
+from site_plugins.endpoint.release import Release
+from site_plugins.endpoint.running import Job, Pull, Run
+from site_plugins.endpoint.tasks import BuiltGraph
+from site_plugins.functions import PublishedFunction, signature_of
+from site_plugins.once import ONCE, worker_lost
+from site_plugins.scheduler_plugin import LeasedOutput
+from site_plugins.signatures import ArgumentError, Signature
+from site_plugins.stopping import CALL_TOPIC
+from site_plugins.tokens import Principal
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+
+__all__ = ["Call", "CallEvent", "CallRunner"]
+
+logger = logging.getLogger(__name__)
+
+CallEvent: TypeAlias = tuple[AnyCallEvent, Sequence[Buffer]]
+"""An event and the buffers of its values."""
+
+MEMORY_TOPIC = "worker-restart-memory"
+"""Topic of the events by which Dask's nannies tell that they end a worker for its memory."""
+MEMORY_SECONDS = 3.0
+"""How long such an event may come later than the loss of the worker."""
+SMALL_BUFFERS = 64 * 1024
+"""Bytes of sent data up to which they are a part of the task."""
+MOST_LOSSES = 1_000
+
+
+@dataclasses.dataclass(kw_only=True)
+class Call:
+    """A call that passed admission."""
+
+    name: str
+    principal: Principal
+    label: str
+    function: PublishedFunction
+    task: CallTask
+    sent: Sequence[Buffer]
+    """Buffers that are put on a worker before the task runs."""
+    held: Sequence[Key]
+    """Held results among the arguments, wanted until the call has ended."""
+    derived: frozenset[str]
+    """Datasets from which the result derives."""
+    release: Release
+    pulls: Sequence[Pull] = ()
+    inbox: asyncio.Queue[Any] = dataclasses.field(default_factory=asyncio.Queue)
+
+    @property
+    def owner(self) -> str:
+        """Under which its lease is kept."""
+        return owner_of(self.principal)
+
+
+class CallRunner:
+    """Admits and runs calls of functions.
+
+    Parameters
+    ----------
+    jobs : JobRunner
+        Gives the gateway, the policy, and what is known of held results.
+    section : FunctionsSection, optional
+        The site's limits for functions that set none of their own.
+    """
+
+    def __init__(self, jobs: JobRunner, section: FunctionsSection | None = None) -> None:
+        self.jobs = jobs
+        self.gateway = jobs.gateway
+        self.policy = jobs.access.policy
+        self.settings = jobs.settings
+        self.section = section or FunctionsSection()
+        self._running: dict[str, Call] = {}
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._losses: dict[str, asyncio.Event] = {}
+        self._listening = False
+
+    async def functions(self, principal: Principal) -> list[PublishedFunction]:
+        """Give the functions that a principal may know of, by name."""
+        state = await self.gateway.state()
+        return [
+            function
+            for name, function in sorted(state.functions.items())
+            if self.policy.allows(principal, "describe", f"function:{name}")
+        ]
+
+    async def function(self, name: str, principal: Principal) -> PublishedFunction:
+        """Look up a function.
+
+        Raises
+        ------
+        NotFound
+            If there is none such, or the principal may not know of it.
+        """
+        self.policy.require(principal, "describe", f"function:{name}")
+        return await self.gateway.function(name)
+
+    async def admit(
+        self, submission: CallSubmission, buffers: Sequence[bytearray], principal: Principal
+    ) -> Call:
+        """Check a submission.
+
+        Parameters
+        ----------
+        submission : CallSubmission
+            What is to be called, with what.
+        buffers : sequence of bytearray
+            Buffers of the data that is sent along.
+        principal : Principal
+            Who asks.
+
+        Raises
+        ------
+        RequestRefused, NotPermitted, NotFound, VersionChanged, DatasetUnreadable
+            Whatever is wrong with it; the `Failure` of the reply names the argument.
+        """
+        self.policy.require(principal, "call", f"function:{submission.function}")
+        function = await self.gateway.function(submission.function)
+        version = function.description.version
+        if submission.version is not None and submission.version != version:
+            raise _version_gone(function.name, submission.version, version, self.gateway.site)
+        signature = await self._signature(function)
+        try:
+            bound = signature.bound(submission.arguments, submission.keywords)
+            passing = Passing(self.jobs, submission, function, principal)
+            arguments = {
+                name: await passing.argument(signature.parameters[name], argument)
+                for name, argument in bound.items()
+            }
+        except ArgumentError as error:
+            raise JobFailed(refused_argument(error, function.name, self.gateway.site)) from None
+        release = await self.jobs.access.release(principal, passing.derived)
+        call = release.job = f"call-{secrets.token_hex(8)}"
+        self.jobs.access.audit.write(
+            "call_admitted",
+            principal,
+            call=call,
+            function=function.name,
+            version=version,
+            digest=function.digest,
+            derives=sorted(passing.derived),
+            reads=sorted(passing.read),
+            grants=self.jobs.access.reasons(principal, passing.read),
+            peers=sorted({pull.peer for pull in passing.pulls}),
+        )
+        limits = function.limits
+        is_small = sum(map(len, buffers)) <= SMALL_BUFFERS
+        begin = "federated-call-" if function.description.idempotent else ONCE
+        return Call(
+            name=call,
+            principal=principal,
+            label=submission.label,
+            function=function,
+            task=CallTask(
+                call=call,
+                key=f"{begin}{function.name}-{secrets.token_hex(16)}",
+                name=function.name,
+                digest=function.digest,
+                origin=function.origin,
+                arguments=arguments,
+                seconds=limits.seconds or self.section.seconds,
+                result_bytes=limits.result_bytes or self.section.result_bytes,
+                buffers=[bytes(buffer) for buffer in buffers] if is_small else (),
+            ),
+            sent=() if is_small else buffers,
+            held=passing.keys,
+            derived=frozenset(passing.derived),
+            release=release,
+            pulls=passing.pulls,
+        )
+
+    async def _signature(self, function: PublishedFunction) -> Signature:
+        try:
+            return signature_of(function.digest, function.origin)
+        except Exception as error:
+            # Loading runs the module of the function's author.
+            logger.exception("Function %s cannot be loaded", function.name)
+            raise SiteUnavailable(
+                f"The site cannot load its function {function.name!r}.",
+                reason=Reason.INTERNAL,
+                site=self.gateway.site,
+                hint="Tell the site's operator, who finds the cause in the site's log.",
+            ) from error
+
+    async def events(self, call: Call) -> AsyncGenerator[CallEvent, None]:
+        """Run a call; give its events, each with its buffers.
+
+        The call is cancelled when the generator is closed before its end.
+        """
+        self._listen()
+        self._running[call.name] = call
+        lease = secrets.token_hex(16)
+        holding: asyncio.Future[float] | None = None
+        ended = told = False
+        run = Run(self.gateway, self.jobs.table, self.settings, _job_of(call))
+        future: Future[Any] | None = None
+        waiting: asyncio.Task[None] | None = None
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                last: CallEvent
+                try:
+                    async for beat in self._turn(call, stack):
+                        yield beat, ()
+                    await call.release.reserve({})
+                    await run.pull(self.jobs.peering)
+                    future = await self._submit(call, run)
+                    yield Accepted(job=call.name, tasks=1), ()
+                    waiting = asyncio.create_task(self._wait(call, future))
+                    async for event in self._meanwhile(call):
+                        if isinstance(event, Outcome):
+                            outcome = event
+                            break
+                        yield event, ()
+                    returned, content = await self._returned(call, outcome)
+                    if outcome.parts:
+                        outputs = {
+                            number: LeasedOutput(key=key, label=call.derived)
+                            for number, key in enumerate(outcome.parts)
+                        }
+                        holding = asyncio.ensure_future(
+                            self.gateway.hold(lease, call.owner, outputs)
+                        )
+                        # Given up halfway, nobody would know whether there is a lease.
+                        seconds = await asyncio.shield(holding)
+                        returned = msgspec.structs.replace(
+                            returned, lease=lease, lease_seconds=seconds
+                        )
+                    last = returned, content
+                except JobFailed as error:
+                    last = error.failure, ()
+                except FederatedError as error:
+                    error.site = error.site or self.gateway.site
+                    last = Failure.from_error(error), ()
+                except Exception:
+                    # The boundary to the client: it is told that something went wrong, no more.
+                    logger.exception("Call %s of %s failed", call.name, call.function.name)
+                    last = internal_failure(self.gateway.site), ()
+            self._ended(call, last[0], lease if holding else None)
+            ended = True
+            yield last
+            told = True
+        finally:
+            self._running.pop(call.name, None)
+            if not ended:
+                self._ended(call, None, None)
+            if waiting is not None and not waiting.done():
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            if future is not None:
+                future.release()
+            run.release()
+            await call.release.close()
+            if holding is not None and not told:
+                await self._let_go(call, lease, holding)
+
+    def _ended(self, call: Call, last: AnyCallEvent | None, lease: str | None) -> None:
+        """Write the end of a call into the audit log, before anybody is told of it."""
+        outcome = last.reason if isinstance(last, Failure) else "returned"
+        self.jobs.access.audit.write(
+            "call_ended",
+            call.principal,
+            call=call.name,
+            outcome="cancelled" if last is None else outcome,
+            released=dict(call.release.released),
+            bytes=call.release.bytes,
+            lease=lease and lease[:8],
+        )
+
+    async def _turn(
+        self, call: Call, stack: contextlib.AsyncExitStack
+    ) -> AsyncIterator[AnyCallEvent]:
+        """Wait until there is room for another call of the function."""
+        most = call.function.limits.concurrent_calls
+        if not most:
+            return
+        turns = self._turns.setdefault(call.function.digest, asyncio.Semaphore(most))
+        acquiring = asyncio.ensure_future(turns.acquire())
+        try:
+            while not acquiring.done():
+                await asyncio.wait([acquiring], timeout=self.settings.heartbeat_seconds)
+                if not acquiring.done():
+                    yield Heartbeat()
+        except BaseException:
+            if not acquiring.cancel() and not acquiring.cancelled():
+                turns.release()
+            raise
+        stack.callback(turns.release)
+
+    async def _submit(self, call: Call, run: Run) -> Future[Any]:
+        client = self.gateway.client
+        further = []
+        if call.sent:
+            # By the way that is for data: the scheduler would carry all of it in the task.
+            sent: Key = f"federated-sent-{secrets.token_hex(16)}"
+            buffers = [np.frombuffer(buffer, np.uint8) for buffer in call.sent]
+            scattered = await client.scatter({sent: buffers}, direct=True)
+            call.sent = ()
+            run.pulled.update(scattered)
+            further = list(scattered.values())
+        for key in call.held:
+            # Its lease may end meanwhile.
+            if key not in run.pulled:
+                run.futures[key] = self.gateway.claim(key)
+        return client.submit(run_call, call.task, *further, key=call.task.key, pure=False)
+
+    async def _wait(self, call: Call, future: Future[Any]) -> None:
+        """Put the outcome of a call into its inbox."""
+        try:
+            outcome = await future
+        except FederatedError as error:
+            outcome = Outcome(error=error)
+        except KilledWorker as error:
+            outcome = Outcome(error=await self._loss(error.last_worker.address))
+        except asyncio.CancelledError:
+            if future.cancelled():
+                outcome = Outcome(error=worker_lost())
+            else:
+                raise
+        except Exception:
+            # Whatever Dask raises where a task cannot be carried to a worker or back.
+            logger.exception("Call %s of %s failed", call.name, call.function.name)
+            outcome = Outcome(
+                error=SiteUnavailable(
+                    "Something went wrong inside of the site.",
+                    reason=Reason.INTERNAL,
+                    hint="Tell the site's operator when it happened.",
+                )
+            )
+        call.inbox.put_nowait(outcome)
+
+    async def _loss(self, worker: str) -> FederatedError:
+        """Say why a worker is gone, as far as its nanny says so in time."""
+        told = self._losses.setdefault(worker, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEMORY_SECONDS):
+                await told.wait()
+            return TaskFailed(
+                "The function needed more memory than a worker of the site has.",
+                reason=Reason.OUT_OF_MEMORY,
+                hint="Ask for less: fewer years, a smaller region, coarser data.",
+            )
+        return worker_lost()
+
+    async def _meanwhile(self, call: Call) -> AsyncIterator[AnyCallEvent | Outcome]:
+        """Give what happens until the outcome, which comes last; and signs of life."""
+        last_look = time.monotonic()
+        while True:
+            try:
+                async with asyncio.timeout(self.settings.heartbeat_seconds):
+                    event = await call.inbox.get()
+            except TimeoutError:
+                event = Heartbeat()
+            now = time.monotonic()
+            if now - last_look > self.settings.progress_seconds:
+                last_look = now
+                call.release.require()
+                self.policy.require(call.principal, "call", f"function:{call.function.name}")
+            yield event
+
+    async def _returned(self, call: Call, outcome: Outcome) -> tuple[Returned, Sequence[Buffer]]:
+        site = self.gateway.site
+        if outcome.refused is not None:
+            raise JobFailed(refused_argument(outcome.refused, call.function.name, site))
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.raised is not None:
+            raise JobFailed(
+                failure_of_call(
+                    outcome.raised,
+                    site=site,
+                    function=call.function.name,
+                    datasets=self.gateway.known_datasets(),
+                    withheld=call.release.withheld(call.derived),
+                )
+            )
+        size = sum(map(len, outcome.buffers)) + len(outcome.content)
+        await call.release.charge(call.derived, size)
+        content = msgspec.msgpack.decode(outcome.content, type=Object)
+        accounts = call.release.accounts
+        derived = tuple(
+            (name, accounts[name].total if name in accounts else None)
+            for name in sorted(call.derived)
+        )
+        returned = Returned(
+            content=content,
+            outputs=len(outcome.parts),
+            derived=derived,
+            compute_seconds=outcome.seconds,
+        )
+        return returned, outcome.buffers
+
+    async def _let_go(self, call: Call, lease: str, holding: asyncio.Future[float]) -> None:
+        """End the lease of a call whose client left before it was told of it."""
+        try:
+            # The scheduler may still be about to begin it.
+            await holding
+            await self.gateway.release(lease, call.owner)
+        except FederatedError as error:
+            logger.info("Lease of call %s is left to end by itself: %s", call.name, error.reason)
+
+    def _listen(self) -> None:
+        """Hear what workers tell of calls."""
+        if not self._listening:
+            self._listening = True
+            self.gateway.client.subscribe_topic(CALL_TOPIC, self._on_call_event)
+            self.gateway.client.subscribe_topic(MEMORY_TOPIC, self._on_memory_event)
+
+    def _on_call_event(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        told = event[1]
+        call = self._running.get(told["call"])
+        if call is None:
+            return
+        if told.get("overdue"):
+            call.inbox.put_nowait(Outcome(error=overdue(call.task.name, call.task.seconds)))
+            return
+        message = "" if call.release.withheld(call.derived) else told["message"]
+        message = scrubbed(message, self.gateway.site, self.gateway.known_datasets())
+        call.inbox.put_nowait(CallProgress(fraction=told["fraction"], message=message))
+
+    def _on_memory_event(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        while len(self._losses) > MOST_LOSSES:
+            del self._losses[next(iter(self._losses))]
+        self._losses.setdefault(str(event[1]["worker"]), asyncio.Event()).set()
+
+
+def _job_of(call: Call) -> Job:
+    """Give the part of a call that fetches values from peers as a job would."""
+    return Job(
+        name=call.name,
+        owner=call.owner,
+        label=call.label,
+        built=BuiltGraph(tasks={}, keys=[], labels=[]),
+        outputs=(),
+        release=call.release,
+        pulls=call.pulls,
+    )
+
+
+def _version_gone(name: str, wanted: str, there: str, site: str) -> VersionChanged:
+    return VersionChanged(
+        f"Function {name!r} is no longer version {wanted[:128]!r}; version {there!r} is published.",
+        site=site,
+        hint="Look at what changed, and call the version that is there.",
+    )
