@@ -15,6 +15,9 @@ from pathlib import Path
 import click
 
 from federated_dask import __version__
+from federated_dask.commands.call import call
+from federated_dask.commands.looking import describe, ls
+from federated_dask.commands.stubs import stubs
 from federated_dask.errors import FederatedError
 from federated_dask.login_commands import login, logout
 
@@ -105,8 +108,8 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
         raise SystemExit(1)
 
 
-cli.add_command(login)
-cli.add_command(logout)
+for command in (call, describe, login, logout, ls, stubs):
+    cli.add_command(command)
 
 
 def main() -> None:
