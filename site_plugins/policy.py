@@ -163,7 +163,7 @@ class Policy:
         self._refresh()
         # When an embargo is set or ends, what was decided before does not count.
         key = (
-            self._is_embargoed(resource),
+            self.is_embargoed(resource),
             principal.issuer,
             principal.subject,
             principal.groups,
@@ -211,7 +211,7 @@ class Policy:
         parents = [{"type": "Group", "id": group} for group in principal.groups]
         parents += [{"type": "Project", "id": project} for project in principal.projects]
         entity = {"type": "Resource", "id": resource}
-        attributes = {"name": resource, "embargoed": self._is_embargoed(resource)}
+        attributes = {"name": resource, "embargoed": self.is_embargoed(resource)}
         answer = cedarpy.is_authorized(
             {
                 "principal": user,
@@ -234,7 +234,8 @@ class Policy:
             grants=tuple(self._grants[each] for each in sorted(ids) if each in self._grants),
         )
 
-    def _is_embargoed(self, resource: str) -> bool:
+    def is_embargoed(self, resource: str) -> bool:
+        """Say whether a dataset is, for now, for those to whom it was granted by its name."""
         kind, _, name = resource.partition(":")
         until = self.embargo_of(name) if kind == "dataset" else None
         return until is not None and self._today() < until
@@ -287,6 +288,11 @@ class Policy:
             gone = connection.execute("DELETE FROM grants WHERE id = ?", (id_,)).rowcount
         self._refresh(force=True)
         return found if gone else None
+
+    def made_by(self, id_: str) -> str | None:
+        """Tell who made a grant at run time."""
+        rows = self._registry.rows("SELECT made_by FROM grants WHERE id = ?", (id_,))
+        return str(rows[0][0]) if rows else None
 
     def _refresh(self, *, force: bool = False) -> None:
         now = time.monotonic()

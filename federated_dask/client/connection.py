@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -63,6 +63,8 @@ from federated_dask.protocol.messages import (
 from federated_dask.protocol.values import decode_value
 
 __all__ = ["LinkCounter", "SiteConnection", "count_links", "task_error"]
+
+T = TypeVar("T")
 
 LONGEST_URL = 7_500
 PROJECT = re.compile(r"[A-Za-z0-9_.\-]{1,128}@[A-Za-z0-9_.\-]{1,128}")
@@ -256,6 +258,14 @@ class SiteConnection:
         path = f"/datasets/{_quoted(name)}/license"
         async with self._open("POST", path, None, body=body):
             pass
+
+    async def ask(
+        self, method: str, path: str, type_: type[T], message: msgspec.Struct | None = None
+    ) -> T:
+        """Send a JSON message, or none, to a route; give the JSON message that it answers."""
+        body = None if message is None else [msgspec.json.encode(message)]
+        async with self._open(method, path, JSON, body=body) as reply:
+            return await reply.json(type_)
 
     async def read(
         self,

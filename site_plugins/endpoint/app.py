@@ -19,7 +19,7 @@ from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
 from site_plugins.audit import Audit
 from site_plugins.config import FunctionsSection
-from site_plugins.endpoint import call_routes, terms_routes
+from site_plugins.endpoint import call_routes, grant_routes, terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.calls import CallRunner
@@ -42,7 +42,14 @@ __all__ = ["ROUTERS", "create_app"]
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (router, web_data_router, terms_routes.router, call_routes.router, identity_router)
+ROUTERS = (
+    router,
+    web_data_router,
+    terms_routes.router,
+    grant_routes.router,
+    call_routes.router,
+    identity_router,
+)
 """All routes of the endpoint but its documentation, its page and its JavaScript client."""
 
 DESCRIPTION = """

@@ -9,6 +9,13 @@ import msgspec
 
 from federated_dask.errors import Reason, from_reason
 from federated_dask.protocol.call_messages import FunctionDescription, Functions
+from federated_dask.protocol.grant_messages import (
+    Grant,
+    GrantAnswer,
+    GrantQuestion,
+    Grants,
+    NewGrant,
+)
 from federated_dask.protocol.identity_messages import LoginOptions
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
@@ -47,11 +54,16 @@ def components() -> dict[str, Any]:
             Failure,
             FunctionDescription,
             Functions,
+            Grant,
+            GrantAnswer,
+            GrantQuestion,
+            Grants,
             LeaseTerms,
-            LoginOptions,
-            Operations,
             LicenseAcceptance,
             LicenseTerms,
+            LoginOptions,
+            NewGrant,
+            Operations,
             SiteDescription,
         ],
         ref_template=SCHEMA + "{name}",
