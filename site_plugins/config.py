@@ -329,6 +329,8 @@ class LimitsSection(Section):
     nodes: Count = _CAPS.nodes
     depth: Count = _CAPS.depth
     outputs: Count = _CAPS.outputs
+    task_bytes: Bytes | None = None
+    """By default half of the memory of a worker."""
     version_check_seconds: Duration = 2.0
     lease_seconds: Duration = 3600.0
     longest_lease_seconds: Duration = DAY
@@ -340,7 +342,8 @@ class LimitsSection(Section):
 
     def protocol(self) -> Limits:
         """Return the caps that the protocol checks."""
-        return Limits(**{name: int(getattr(self, name)) for name in Limits.__struct_fields__})
+        given = {name: getattr(self, name) for name in Limits.__struct_fields__}
+        return Limits(**{name: int(value) for name, value in given.items() if value is not None})
 
 
 class SiteConfig(Section):

@@ -117,7 +117,9 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         peering = Peering(config)
         stack.push_async_callback(peering.close)
         settings = JobSettings(
-            limits=config.limits.protocol(), heartbeat_seconds=config.limits.heartbeat_seconds
+            limits=config.limits.protocol(),
+            heartbeat_seconds=config.limits.heartbeat_seconds,
+            task_bytes=config.limits.task_bytes,
         )
         server = EndpointServer(
             create_app(

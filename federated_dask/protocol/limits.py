@@ -32,6 +32,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         Longest chain of tasks in one graph.
     outputs : int
         Outputs of one job.
+    task_bytes : int
+        Bytes that the result of one operation may take, told from its arguments before it is
+        called. A site takes half of a worker's memory where its operator gives no number.
 
     Examples
     --------
@@ -46,3 +49,4 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     nodes: int = 100_000
     depth: int = 10_000
     outputs: int = 1_000_000
+    task_bytes: int = 2048 * MEBI

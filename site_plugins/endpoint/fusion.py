@@ -11,6 +11,8 @@ from dask.array import chunk
 from dask.array.core import getter, getter_inline, getter_nofancy
 from dask.array.optimization import fuse_slice
 
+from site_plugins.endpoint.guards import Guard, unguarded
+
 if TYPE_CHECKING:
     from dask.typing import Key
 
@@ -86,7 +88,7 @@ def _getter_below(
 def _is_getter(step: GraphNode) -> TypeGuard[Task]:
     return (
         type(step) is Task
-        and step.func in GETTERS
+        and unguarded(step.func) in GETTERS
         and len(step.args) in (2, 4)
         and not step.kwargs
         and not isinstance(step.args[1], GraphNode | TaskRef)
@@ -95,8 +97,9 @@ def _is_getter(step: GraphNode) -> TypeGuard[Task]:
 
 def _merged(outer: Task, inner: Task) -> Task | None:
     a_index, b_index = outer.args[1], inner.args[1]
-    a_asarray, a_lock = outer.args[2:] or (outer.func is not chunk.getitem, None)
-    b_asarray, b_lock = inner.args[2:] or (inner.func is not chunk.getitem, None)
+    a_function, b_function = unguarded(outer.func), unguarded(inner.func)
+    a_asarray, a_lock = outer.args[2:] or (a_function is not chunk.getitem, None)
+    b_asarray, b_lock = inner.args[2:] or (b_function is not chunk.getitem, None)
     is_tuple = type(a_index) is tuple
     if (a_lock and a_lock is not b_lock) or is_tuple != (type(b_index) is tuple):
         return None
@@ -104,15 +107,17 @@ def _merged(outer: Task, inner: Task) -> Task | None:
     if is_tuple and len(a_index) != len(b_index) and None in map(_none, indices):
         return None
     fancy = any(isinstance(index, list | np.ndarray) for index in indices)
-    if inner.func is getter_nofancy and fancy:
+    if b_function is getter_nofancy and fancy:
         return None
     try:
         index = fuse_slice(b_index, a_index)
     except (NotImplementedError, IndexError, TypeError, ValueError):
         return None
-    get = getter if inner.func is getter_inline else inner.func
+    get: Any = getter if b_function is getter_inline else b_function
     asarray = a_asarray or b_asarray
     options = () if get is chunk.getitem or (asarray and not b_lock) else (asarray, b_lock)
+    if isinstance(inner.func, Guard):
+        get = Guard(inner.func.name, get, inner.func.limit)
     return Task(outer.key, get, inner.args[0], index, *options, _data_producer=inner.data_producer)
 
 

@@ -36,6 +36,7 @@ from federated_dask.errors import (
     TaskFailed,
 )
 from federated_dask.protocol import graph as wire
+from federated_dask.protocol.bounded import check_written_sizes
 from federated_dask.protocol.frames import Frame, decode_message, encode_frame
 from federated_dask.protocol.graph import check_graph
 from federated_dask.protocol.messages import (
@@ -159,7 +160,14 @@ class JobRunner:
                 hint="Use larger chunks, or compute the expression in parts.",
             )
         is_small = is_small and graph.tasks <= SMALL_GRAPH
-        checked = await _called(is_small, lambda: check_graph(graph, self.table, limits))
+        most = await self.task_bytes()
+
+        def check() -> wire.CheckedGraph:
+            checked = check_graph(graph, self.table, limits)
+            check_written_sizes(checked, most)
+            return checked
+
+        checked = await _called(is_small, check)
         is_small = is_small and checked.nodes <= SMALL_NODES
         sources = [
             await self._source(source.dataset, source.version, source.variable, principal)
@@ -177,6 +185,7 @@ class JobRunner:
                 buffers=frame.buffers,
                 held=held,
                 table=self.table,
+                limit=most,
             )
 
         built = await _called(is_small, build if is_small else lambda: without_collection(build))
@@ -195,6 +204,16 @@ class JobRunner:
             peers=sorted({pull.peer for pull in pulls}),
         )
         return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
+
+    async def task_bytes(self) -> int:
+        """Bytes that the result of one operation may take."""
+        if self.settings.task_bytes is not None:
+            return self.settings.task_bytes
+        state = await self.gateway.state()
+        if not state.memory:
+            # Workers without a limit, or none yet.
+            return self.settings.limits.task_bytes
+        return state.memory // max(1, state.workers) // 2
 
     async def operands_held(
         self, wanted: Sequence[wire.Held], delegations: Mapping[str, str], owner: str

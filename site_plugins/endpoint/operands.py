@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,7 @@ from dask.array.core import getter
 
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol import graph as wire
+from federated_dask.protocol.bounded import over
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.trees import ArrayValue, CFTimeValue, TextArrayValue, Value
@@ -37,15 +39,31 @@ class MeteredVariable:
     """A stored variable that tells the scheduler how many bytes were read from it."""
 
     variable: StoredVariable
+    limit: int | None = None
+    """Bytes that may be read at once."""
 
     def __getitem__(self, index: Any) -> np.ndarray:
         from distributed.worker import get_worker
 
+        if self.limit is not None and _selected_bytes(self.variable, index) > self.limit:
+            raise over("Reading", self.limit)
         values = self.variable[index]
         get_worker().log_event(
             READ_TOPIC, {"key": get_worker().get_current_task(), "bytes": values.nbytes}
         )
         return values
+
+
+def _selected_bytes(variable: StoredVariable, index: Any) -> int:
+    shape = variable.shape
+    parts = list(index) if isinstance(index, tuple) else [index]
+    at = next((at for at, part in enumerate(parts) if part is Ellipsis), len(parts))
+    parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + (at < len(parts)))
+    size = math.prod(
+        len(range(*part.indices(length))) if isinstance(part, slice) else np.size(part)
+        for part, length in zip(parts, shape, strict=False)
+    )
+    return size * variable.dtype.itemsize
 
 
 def read_task(variable: StoredVariable, index: tuple[Any, ...]) -> tuple[Key, Task]:
@@ -83,6 +101,7 @@ def operands_of(
     buffers: Sequence[bytearray],
     held: Sequence[LeasedOutput],
     table: OperationTable,
+    limit: int | None = None,
 ) -> Operands:
     """Make what stands for operands in tasks; the arguments are those of `build_graph`."""
     arguments: list[Any] = []
@@ -92,7 +111,7 @@ def operands_of(
     for variable in sources:
         digests.append(_source_digest(variable))
         # Slices are fused into the read, so the node is shared but never a key of its own.
-        arguments.append(DataNode("source", MeteredVariable(variable)))
+        arguments.append(DataNode("source", MeteredVariable(variable, limit)))
         separate.append(False)
     for value in graph.values:
         size, digest = _value_digest(value, buffers)

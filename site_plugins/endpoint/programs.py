@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -21,8 +21,9 @@ from dask._task_spec import DataNode, GraphNode, Task, TaskRef
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
-from federated_dask.protocol.operation_names import READS
+from federated_dask.protocol.operation_names import READS, TEXTS
 from federated_dask.protocol.operations import OperationTable
+from site_plugins.endpoint.guards import guarded
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -43,15 +44,18 @@ class _Constant(msgspec.Struct, frozen=True):
 
 
 class Program:
-    """A template, ready to make the tasks of a block.
+    """A template, ready to make the tasks of a block, whose results have at most `limit` bytes.
 
     Nodes are turned into objects for all tasks of a block at once, by `map` and
     `zip`, which is several times faster than task by task.
     """
 
-    def __init__(self, template: wire.Template, table: OperationTable) -> None:
+    def __init__(
+        self, template: wire.Template, table: OperationTable, limit: int | None = None
+    ) -> None:
         self.template = template
         self.table = table
+        self.limit = limit
         used = {len(template.steps) - 1}
         for position in range(len(template.steps) - 1, -1, -1):
             if position in used:
@@ -77,7 +81,7 @@ class Program:
         integers : list of list of int
             For each hole of an integer, the integer of each task.
         """
-        columns = _Columns(iter(references), iter(integers), self.table, self.dynamic)
+        columns = _Columns(iter(references), iter(integers), self.table, self.dynamic, self.limit)
         last = len(self.template.steps) - 1
         found = []
         for position, step in enumerate(self.template.steps):
@@ -104,11 +108,13 @@ class _Columns:
         integers: Iterator[list[int]],
         table: OperationTable,
         dynamic: frozenset[int],
+        limit: int | None,
     ) -> None:
         self.references = references
         self.integers = integers
         self.table = table
         self.dynamic = dynamic
+        self.limit = limit
         self.steps: list[list[TaskRef]] = []
 
     def step(self, node: wire.Node, keys: list[Key]) -> list[GraphNode]:
@@ -137,7 +143,11 @@ class _Columns:
             return _combine(functools.partial(_nested, function, names), arguments)
         if isinstance(node, wire.Partial | wire.Compose | wire.Slice | wire.List | wire.Tuple):
             make, names = _maker(node)
-            parts = [self.expand(child) for child in wire.children(node)]
+            first, *others = wire.children(node) or (None,)
+            if isinstance(node, wire.Partial):
+                parts = [self.expand(first), *self.arguments(first, others)]
+            else:
+                parts = [self.expand(child) for child in wire.children(node)]
             if id(node) in self.dynamic:
                 return _combine(functools.partial(_nested, make, names), parts)
             return _combine(functools.partial(_called, make, names) if names else make, parts)
@@ -152,16 +162,26 @@ class _Columns:
     ) -> tuple[Callable[..., Any], list[_Constant | _Column], tuple[str, ...]]:
         """Give function, arguments and names of the last arguments, which are keywords."""
         function = self.expand(node.function)
-        arguments = [self.expand(argument) for argument in node.arguments]
+        given = [*node.arguments, *(value for _, value in node.keywords)]
+        arguments = self.arguments(node.function, given)
         names = _keywords(node.keywords)
-        arguments += [self.expand(value) for _, value in node.keywords]
         if isinstance(function, _Constant) and not isinstance(function.value, GraphNode):
             return function.value, arguments, names
         return _call, [function, *arguments], names
 
+    def arguments(
+        self, function: wire.Node, nodes: Sequence[wire.Node]
+    ) -> list[_Constant | _Column]:
+        """Expand what is given to a function."""
+        # flox knows some functions by what they are, and looks after their results itself.
+        limit, self.limit = self.limit, None if _target(function) in TEXTS else self.limit
+        found = [self.expand(node) for node in nodes]
+        self.limit = limit
+        return found
+
     def constant(self, node: Any) -> Any:
         if isinstance(node, wire.Operation):
-            return self.table.lookup(node.name)
+            return guarded(self.table, node.name, self.limit)
         if isinstance(node, wire.Number):
             return node.value
         if isinstance(node, wire.Float):
@@ -206,6 +226,19 @@ def _tasks(
         Task(key, function, *row[:at], **dict(zip(names, row[at:], strict=True)))
         for key, row in pairs
     ]
+
+
+def _target(function: wire.Node) -> str | None:
+    """Name of the operation that gets the arguments."""
+    while True:
+        if isinstance(function, wire.Operation):
+            return function.name
+        if isinstance(function, wire.Partial):
+            function = function.function
+        elif isinstance(function, wire.Compose) and function.functions:
+            function = function.functions[-1]
+        else:
+            return None
 
 
 def _is_read(node: wire.Call) -> bool:

@@ -78,6 +78,8 @@ class JobSettings:
     """Longest silence while a job goes on."""
     progress_seconds: float = 0.5
     """Shortest time between two reports of progress."""
+    task_bytes: int | None = None
+    """Bytes that the result of one operation may take; by default half of a worker's memory."""
     read_seconds: float = 600.0
     """Longest time that a single read or held result may take."""
 

@@ -62,6 +62,7 @@ def build_graph(
     buffers: Sequence[bytearray],
     held: Sequence[LeasedOutput],
     table: OperationTable,
+    limit: int | None = None,
 ) -> BuiltGraph:
     """Build Dask tasks.
 
@@ -79,6 +80,8 @@ def build_graph(
         What the graph's held results stand for.
     table : OperationTable
         Where operations are looked up.
+    limit : int, optional
+        Bytes that the result of one operation may take; checked before it is called.
 
     Returns
     -------
@@ -94,13 +97,13 @@ def build_graph(
     if any(not 0 <= output < count for output in outputs):
         raise RequestRefused("An output is no task of the graph.", reason=Reason.MALFORMED)
     wanted = np.unique(np.asarray([first + output for output in outputs], dtype=np.int64))
-    operands = operands_of(checked.graph, sources, buffers, held, table)
+    operands = operands_of(checked.graph, sources, buffers, held, table, limit)
     blocks = _needed(checked, wanted)
     fused = _linear(blocks, wanted, operands, checked.graph)
     names = [_Names.of(template) for template in checked.graph.templates]
     minted = _mint(blocks, fused, names, operands, checked.graph)
     tasks = dict(operands.nodes)
-    programs = [Program(template, table) for template in checked.graph.templates]
+    programs = [Program(template, table, limit) for template in checked.graph.templates]
     _assemble(tasks, blocks, fused, minted, programs, operands)
     labels = _labels(blocks, checked.graph, sources, held)
     keys = [minted.keys[first + output] for output in outputs]

@@ -147,7 +147,8 @@ def test_everything_can_be_said(folder: Path) -> None:
 
 def test_every_cap_of_the_protocol_can_be_set() -> None:
     for field in msgspec.structs.fields(Limits):
-        assert LimitsSection.model_fields[field.name].default == field.default
+        if field.name != "task_bytes":  # Which depends on the workers.
+            assert LimitsSection.model_fields[field.name].default == field.default
 
 
 @pytest.mark.parametrize(

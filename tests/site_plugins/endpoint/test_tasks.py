@@ -51,6 +51,7 @@ class Recorded:
     """Stands for a stored variable and writes down what is read of it."""
 
     variable: StoredVariable
+    limit: int | None = None
     reads: ClassVar[list[Any]] = []
 
     def __getitem__(self, index: Any) -> np.ndarray:
