@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from federated_dask.errors import ConfigurationError, FederatedError
+from site_plugins.peer_commands import forget, invite, join, peers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -325,6 +326,10 @@ def revoke(
     click.echo("Revoked.")
 
 
+for command in (invite, join, peers, forget):
+    site.add_command(command)
+
+
 TEMPLATE = """\
 # A site of federated_dask. Relative paths are relative to this file.
 # After every change: federated-dask site check site.toml
@@ -344,6 +349,8 @@ port = 8786
 # Made for this machine by `site init`. Clients trust them by certificates/ca.pem.
 certificate = "certificates/certificate.pem"
 private_key = "certificates/private_key.pem"
+# Told to new peers; leave it out where your certificate is of a public authority.
+ca = "certificates/ca.pem"
 
 [cluster]
 # An embedded Dask cluster on this machine. Without numbers it fits the machine.

@@ -178,6 +178,8 @@ class EndpointSection(Section):
     private_key: File
     origins: tuple[Origin, ...] = ()
     """Of web pages elsewhere that may ask this site, such as "https://portal.example"."""
+    ca: File | None = None
+    """Certificates to trust for this endpoint, told to new peers; public authorities if None."""
 
 
 class ClusterSection(Section):

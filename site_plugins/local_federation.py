@@ -249,6 +249,7 @@ def _configs(
                 "port": ports[number],
                 "certificate": str(files.certificate),
                 "private_key": str(files.private_key),
+                "ca": str(folder / "ca.pem"),
                 **given.get("endpoint", {}),
             },
             "cluster": {**cluster, **given.get("cluster", {})},

@@ -25,7 +25,9 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobSettings
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.server import EndpointServer
+from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
+from site_plugins.peers import PeerList
 from site_plugins.policy import Policy
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.scheduler_plugin import SitePlugin
@@ -114,7 +116,8 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 f"The scheduler at {address} is that of the site {advertised.name!r}, "
                 f"not of {config.name!r}."
             )
-        peering = Peering(config)
+        peers = PeerList(config, registry)
+        peering = Peering(config, peers)
         stack.push_async_callback(peering.close)
         settings = JobSettings(
             limits=config.limits.protocol(),
@@ -132,6 +135,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 peering=peering,
                 functions=config.functions,
                 origins=config.endpoint.origins,
+                invitations=Invitations(config, registry, peers),
             ),
             config.endpoint.host,
             config.endpoint.port,

@@ -34,6 +34,7 @@ from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import SCHEMA, components
 from site_plugins.endpoint.streams import ByteBudget
 from site_plugins.endpoint.web_data import router as web_data_router
+from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.policy import Policy
 from site_plugins.registry import Registry
@@ -92,6 +93,7 @@ def create_app(
     settings: JobSettings | None = None,
     peering: Peering | None = None,
     functions: FunctionsSection | None = None,
+    invitations: Invitations | None = None,
     body_seconds: float = 300.0,
     origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -117,6 +119,8 @@ def create_app(
         The site's dealings with its peers; without it, values are not exchanged.
     functions : FunctionsSection, optional
         Limits of functions that set none of their own.
+    invitations : Invitations, optional
+        By which sites become peers; without it, none does.
     body_seconds : float, optional
         Deadline for the body of a request.
     origins : sequence of str, optional
@@ -141,6 +145,7 @@ def create_app(
     app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
     app.state.calls = CallRunner(app.state.runner, functions)
     app.state.peering = peering
+    app.state.invitations = invitations
     app.state.table = chosen
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits

@@ -1,15 +1,27 @@
-"""Routes about who asks: where to log in."""
+"""Routes about who asks: where to log in, and how sites become peers."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from federated_dask.protocol.identity_messages import LoginIssuer, LoginOptions
+from federated_dask.errors import NotAuthenticated, Reason, RequestRefused
+from federated_dask.protocol.identity_messages import (
+    JoinRequest,
+    LoginIssuer,
+    LoginOptions,
+    SiteIntroduction,
+)
 from site_plugins.config import IssuerSection
-from site_plugins.endpoint.schemas import json_of
+from site_plugins.endpoint.schemas import failures, json_body, json_of
+from site_plugins.endpoint.streams import receive_small
+from site_plugins.invitations import Invitations
 
 __all__ = ["login_options", "router"]
+
+T = TypeVar("T")
 
 router = APIRouter(tags=["identity"])
 
@@ -42,3 +54,32 @@ async def login(request: Request) -> Response:
     """Name the OpenID providers at which users log in for this site. Needs no token."""
     options: LoginOptions = request.app.state.login_options
     return Response(msgspec.json.encode(options), media_type="application/json")
+
+
+@router.post(
+    "/peers",
+    summary="Become a peer",
+    openapi_extra=json_body(JoinRequest),
+    responses={
+        **json_of(SiteIntroduction),
+        **failures(Reason.TOKEN_INVALID, Reason.INVALID_ARGUMENT, Reason.MALFORMED),
+    },
+    response_class=Response,
+)
+async def join(request: Request) -> Response:
+    """Become a peer of this site by an invitation. For sites; needs no token but a code."""
+    invitations: Invitations | None = request.app.state.invitations
+    if invitations is None:
+        raise NotAuthenticated("This site invites nobody.", reason=Reason.TOKEN_INVALID)
+    introduction = invitations.accept(await received(request, JoinRequest))
+    return Response(msgspec.json.encode(introduction), media_type="application/json")
+
+
+async def received(request: Request, type_: type[T]) -> T:
+    """Receive and check a small JSON body."""
+    body = await receive_small(request, request.app.state.body_seconds)
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Why, may quote what was sent.
+        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from None

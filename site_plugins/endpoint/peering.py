@@ -27,10 +27,8 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from federated_dask.errors import (
-    ConfigurationError,
     FederatedError,
     NotAuthenticated,
     NotFound,
@@ -44,8 +42,10 @@ from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Failure, Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import decode_value
-from site_plugins.config import PeerSection, SiteConfig
+from site_plugins.config import SiteConfig
 from site_plugins.keys import public_key_of
+from site_plugins.peers import KnownPeer, PeerList
+from site_plugins.registry import Registry
 from site_plugins.statements import StatementSigner, StatementVerifier
 
 __all__ = ["DELEGATION_HEADER", "Delegation", "Peering", "Pulled"]
@@ -100,6 +100,8 @@ class Peering:
     ----------
     config : SiteConfig
         The site; its key signs, its peers' public keys verify.
+    peers : PeerList, optional
+        The peers; by default those of `config`.
 
     Raises
     ------
@@ -107,19 +109,17 @@ class Peering:
         If a key or a certificate authority cannot be used.
     """
 
-    def __init__(self, config: SiteConfig) -> None:
+    def __init__(self, config: SiteConfig, peers: PeerList | None = None) -> None:
+        self.peers = PeerList(config, Registry(None)) if peers is None else peers
         self._site = config.name
         self._signer = StatementSigner(config.tokens.private_key)
         self._own = StatementVerifier(public_key_of(config.tokens.private_key))
-        self._peers = {peer.name: peer for peer in config.peers if peer.public_key is not None}
-        self._verifiers = {name: _verifier(peer) for name, peer in self._peers.items()}
-        self._trust = {name: _trust(peer) for name, peer in self._peers.items()}
         self._session: aiohttp.ClientSession | None = None
 
     @property
     def trusted(self) -> frozenset[str]:
         """Peers with which values are exchanged: those whose public key is known."""
-        return frozenset(self._peers)
+        return frozenset(self.peers.exchanging())
 
     def delegate(
         self,
@@ -160,7 +160,7 @@ class Peering:
         NotFound
             If there is no such peer.
         """
-        if receiver not in self._peers:
+        if receiver not in self.peers.exchanging():
             raise NotFound(
                 f"{receiver[:128]!r} is no peer with which this site exchanges values.",
                 reason=Reason.UNKNOWN_SITE,
@@ -197,7 +197,7 @@ class Peering:
         if claims is None or claims.get("iss") != self._site:
             raise self._refused("The delegation does not hold here, or not any more.")
         receiver = str(claims.get("receiver"))
-        verifier = self._verifiers.get(receiver)
+        verifier = self._verifier(receiver)
         stated = None if verifier is None else verifier.verify(PEER, statement, PEER_SECONDS)
         expected = {"iss": receiver, "aud": self._site, "for": _digest(delegation)}
         if stated is None or any(stated.get(name) != value for name, value in expected.items()):
@@ -222,7 +222,7 @@ class Peering:
 
         Empty where the delegation is not the peer's: the peer will refuse it.
         """
-        verifier = self._verifiers.get(peer)
+        verifier = self._verifier(peer)
         if verifier is None:
             return {}
         claims = verifier.verify(DELEGATION, delegation, DELEGATION_SECONDS) or {}
@@ -235,6 +235,10 @@ class Peering:
             for name, tier in derives.items()
             if DATASET.fullmatch(name)
         }
+
+    def _verifier(self, name: str) -> StatementVerifier | None:
+        known = self.peers.current().get(name)
+        return None if known is None else known.verifier
 
     def _refused(self, message: str) -> NotAuthenticated:
         return NotAuthenticated(
@@ -280,8 +284,8 @@ class Peering:
         FederatedError
             What the peer refused it with.
         """
-        section = self._peers.get(peer)
-        if section is None:
+        known = self.peers.exchanging().get(peer)
+        if known is None:
             raise NotFound(
                 f"{peer[:128]!r} is no peer with which this site exchanges values.",
                 reason=Reason.UNKNOWN_SITE,
@@ -295,10 +299,10 @@ class Peering:
             "Authorization": f"Bearer {self._signer.sign(PEER, claims, PEER_SECONDS)}",
             DELEGATION_HEADER: delegation,
         }
-        url = f"{section.address.rstrip('/')}/delegated/{lease}/{output}"
+        url = f"{known.address.rstrip('/')}/delegated/{lease}/{output}"
         try:
             async with asyncio.timeout(PULL_SECONDS):
-                frame, nbytes = await self._fetch(peer, url, headers, limits)
+                frame, nbytes = await self._fetch(known, url, headers, limits)
         except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
             raise SiteUnavailable(
                 f"The peer {peer!r} did not hand over a value ({type(error).__name__}).",
@@ -316,11 +320,12 @@ class Peering:
         return Pulled(value=value, nbytes=nbytes)
 
     async def _fetch(
-        self, peer: str, url: str, headers: Mapping[str, str], limits: Limits
+        self, known: KnownPeer, url: str, headers: Mapping[str, str], limits: Limits
     ) -> tuple[Frame, int]:
+        peer = known.name
         session = self._open_session()
         async with session.get(
-            url, headers=headers, ssl=self._trust[peer], allow_redirects=False
+            url, headers=headers, ssl=known.trust, allow_redirects=False
         ) as reply:
             if reply.status != 200:
                 raise self._refusal(await _bounded(reply), peer)
@@ -384,29 +389,6 @@ class Peering:
 
 def _digest(delegation: str) -> str:
     return hashlib.sha256(delegation.encode()).hexdigest()
-
-
-def _verifier(peer: PeerSection) -> StatementVerifier:
-    assert peer.public_key is not None  # noqa: S101
-    try:
-        return StatementVerifier(peer.public_key.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigurationError(
-            f"The public key of peer {peer.name!r} cannot be used: {error}.",
-            hint="It is the file keys/issuer_public.pem of that site.",
-        ) from error
-
-
-def _trust(peer: PeerSection) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=None if peer.ca is None else str(peer.ca))
-    except OSError as error:
-        raise ConfigurationError(
-            f"The certificate authority of peer {peer.name!r} cannot be used: {error}.",
-            hint="It is a PEM file with the certificates to trust.",
-        ) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 async def _bounded(reply: aiohttp.ClientResponse) -> bytes:

@@ -17,6 +17,7 @@ from federated_dask.protocol.messages import (
     DelegationRequest,
     LeaseTerms,
     Operations,
+    Peer,
     SiteDescription,
 )
 from site_plugins.datasets import StoredVariable
@@ -25,6 +26,7 @@ from site_plugins.endpoint.authentication import Asker, owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
+from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
 from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame, receive_small
 from site_plugins.policy import Policy
@@ -98,7 +100,7 @@ async def site(request: Request, principal: Asker) -> Response:
             title=state.title,
             versions=dict(state.versions),
             operations_digest=request.app.state.table.digest,
-            peers=state.peers,
+            peers=(*state.peers, *_learnt_peers(request, {peer.name for peer in state.peers})),
             dashboard_link=state.dashboard_link if inside else None,
             workers=state.workers if inside else 0,
             threads=state.threads if inside else 0,
@@ -109,6 +111,18 @@ async def site(request: Request, principal: Asker) -> Response:
             },
         )
     )
+
+
+def _learnt_peers(request: Request, known: set[str]) -> list[Peer]:
+    """Peers that were learnt by invitation, since the scheduler knows those of `site.toml` only."""
+    peering: Peering | None = request.app.state.peering
+    if peering is None:
+        return []
+    return [
+        Peer(name=peer.name, address=peer.address, exchanges=True)
+        for peer in peering.peers.current().values()
+        if peer.learnt and peer.name not in known
+    ]
 
 
 @router.get(

@@ -16,7 +16,7 @@ from federated_dask.protocol.grant_messages import (
     Grants,
     NewGrant,
 )
-from federated_dask.protocol.identity_messages import LoginOptions
+from federated_dask.protocol.identity_messages import JoinRequest, LoginOptions, SiteIntroduction
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
     Budget,
@@ -58,6 +58,7 @@ def components() -> dict[str, Any]:
             GrantAnswer,
             GrantQuestion,
             Grants,
+            JoinRequest,
             LeaseTerms,
             LicenseAcceptance,
             LicenseTerms,
@@ -65,6 +66,7 @@ def components() -> dict[str, Any]:
             NewGrant,
             Operations,
             SiteDescription,
+            SiteIntroduction,
         ],
         ref_template=SCHEMA + "{name}",
     )
