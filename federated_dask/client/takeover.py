@@ -6,6 +6,7 @@ order; what was set last is undone first.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any, Protocol
 
@@ -35,6 +36,8 @@ class _Scheduler:
         self._client = client
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        if (cluster := _own_cluster()) is not None:
+            return cluster.get(dsk, keys, **kwargs)
         return self._client.get(dsk, keys, **kwargs)
 
     def persist(
@@ -46,7 +49,21 @@ class _Scheduler:
         **kwargs: Any,
     ) -> list[Any]:
         """Persist collections, waiting even in asynchronous mode: Dask does not await it."""
+        if (cluster := _own_cluster()) is not None:
+            return list(cluster.persist(list(collections), optimize_graph=optimize_graph))
         return self._client.persist_waiting(list(collections), optimize_graph, timeout, **kwargs)
+
+
+def _own_cluster() -> Any:
+    """Give the client of the cluster in whose task this runs, if it runs in one.
+
+    Sites may be in this process (`LocalFederation`), and Dask's configuration is that of the
+    process: what a task of theirs computes inside is theirs to compute.
+    """
+    worker = sys.modules.get("distributed.worker")
+    if worker is None or not hasattr(worker.thread_state, "execution_state"):
+        return None
+    return worker.get_client()
 
 
 class _Entered:

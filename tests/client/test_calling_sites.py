@@ -1,0 +1,187 @@
+"""Calling functions of real sites: data stays where it is, and results go from site to site."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from federated_dask import FederatedClient, as_completed, wait
+from federated_dask.errors import NotPermitted, Reason, RequestRefused
+from site_plugins import LocalFederation
+from tests.client.sites import Inside, made_up, wide
+
+PATIENCE = 60.0
+FUNCTIONS = {"modules": ["tests.client.published"]}
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[LocalFederation]:
+    secret = {"path": wide(3), "egress": "derived", "share": 0.02}
+    sites = {
+        "north": {
+            "datasets": {"made": made_up(1), "wide": wide(1), "secret": secret},
+            "functions": FUNCTIONS,
+        },
+        "south": {"datasets": {"made": made_up(1)}, "functions": FUNCTIONS},
+        # Exchanges nothing: what goes there is relayed by home.
+        "ocean": {"datasets": {"made": made_up(1)}, "functions": FUNCTIONS, "exchanges": ()},
+    }
+    with LocalFederation(sites) as running:
+        yield running
+
+
+@pytest.fixture
+def fed(federation: LocalFederation) -> Iterator[FederatedClient]:
+    with FederatedClient(federation, timeout=PATIENCE, progress=False) as client:
+        yield client
+
+
+@pytest.fixture
+def wind() -> xr.DataArray:
+    return made_up(1).wind.compute()
+
+
+def received(fed: FederatedClient, site: str) -> int:
+    """Bytes that came home from a site so far."""
+    return fed.connection_of(site).counter.received
+
+
+def anomaly_of(field: xr.DataArray, scale: float = 1.0) -> xr.DataArray:
+    return (field - field.mean("time")) * scale
+
+
+def test_functions_of_sites(fed: FederatedClient) -> None:
+    assert {f"{site}/anomaly" for site in ("north", "ocean", "south")} <= set(fed.functions)
+    assert str(fed.functions["north/anomaly"].signature) == (
+        "(data: xarray.DataArray, dim: str = 'time', scale: float = 1.0) -> xarray.DataArray"
+    )
+    assert "Over which the mean is taken." in fed.sites["north"].anomaly.__doc__
+    with pytest.raises(RequestRefused, match="'scale' must be more than 0, not -1"):
+        fed.submit("north/anomaly", "north/made/wind", scale=-1)
+
+
+def test_a_dataset_by_name(fed: FederatedClient, wind: xr.DataArray) -> None:
+    found = fed.submit("north/anomaly", "north/made/wind", scale=2.0).result()
+    xr.testing.assert_allclose(found, anomaly_of(wind, 2.0))
+    means = fed.sites["north"].statistics("north/made").result()
+    assert means["wind"] == pytest.approx(float(wind.mean()))
+
+
+def test_a_lazy_expression_is_computed_there(fed: FederatedClient) -> None:
+    x = fed.open_dataset("north/wide", chunks={}).x
+    before = received(fed, "north")
+    future = fed.submit("north/anomaly", np.sqrt(abs(x)).chunk(time=16))
+    wait(future, PATIENCE)
+    # 8 MB of data, and next to nothing of it came here.
+    assert received(fed, "north") - before < 100_000
+    lazy = future.to_dataarray()
+    expected = anomaly_of(np.sqrt(abs(wide(1).x)))
+    assert float(lazy.std().compute()) == pytest.approx(float(expected.std().compute()))
+    assert received(fed, "north") - before < 200_000
+    xr.testing.assert_allclose(future.result(), expected.compute())
+
+
+def test_data_meets_at_the_function(fed: FederatedClient, wind: xr.DataArray) -> None:
+    for site in ("north", "south", "ocean"):
+        there = fed.open_dataset("north/made", chunks={}).wind
+        mine = xr.DataArray(da.ones((20, 6, 8), chunks=5), dims=wind.dims, coords=wind.coords)
+        found = fed.submit(f"{site}/both", there * 2, mine).result()
+        xr.testing.assert_allclose(found, wind * 2 + 1)
+
+
+def test_a_dataset_of_another_site_by_name(fed: FederatedClient, wind: xr.DataArray) -> None:
+    found = fed.submit("south/anomaly", "north/made/wind").result()
+    xr.testing.assert_allclose(found, anomaly_of(wind))
+    with pytest.raises(RequestRefused, match="no single array"):
+        fed.submit("south/anomaly", "north/made").result()
+
+
+def test_what_may_not_leave_is_called_where_it_is(fed: FederatedClient) -> None:
+    assert fed.submit("north/statistics", "north/secret").result().keys() == {"x"}
+    with pytest.raises(NotPermitted) as caught:
+        fed.submit("south/statistics", "north/secret").result()
+    assert caught.value.reason is Reason.EXPORT_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(("site", "home_bytes"), [("north", 0), ("south", 0), ("ocean", 60_000)])
+def test_results_go_from_site_to_site(
+    fed: FederatedClient, wind: xr.DataArray, site: str, home_bytes: int
+) -> None:
+    first = fed.submit("north/anomaly", "north/wide/x")
+    wait(first, PATIENCE)
+    before = received(fed, "north")
+    second = fed.submit(f"{site}/anomaly", first)
+    wait(second, PATIENCE)
+    assert second.status == "finished", second.traceback()
+    came = received(fed, "north") - before
+    # 8 MB: relayed by home only where the sites do not exchange values.
+    assert came > 8_000_000 if site == "ocean" else came < 50_000
+    expected = anomaly_of(anomaly_of(wide(1).x)).mean("y")
+    xr.testing.assert_allclose(second.to_dataarray().mean("y").compute(), expected.compute())
+
+
+def test_results_inside_expressions(fed: FederatedClient, wind: xr.DataArray) -> None:
+    lazy = fed.submit("north/anomaly", "north/made/wind").to_dataarray()
+    here = fed.open_dataset("south/made", chunks={}).wind
+    found = (lazy.mean("time") + here.mean("time")).compute()
+    xr.testing.assert_allclose(found, anomaly_of(wind).mean("time") + wind.mean("time"))
+    kept = fed.persist(lazy * 2)
+    xr.testing.assert_allclose(fed.submit("north/both", kept, lazy).result(), anomaly_of(wind) * 3)
+
+
+def test_own_data(fed: FederatedClient) -> None:
+    assert fed.submit("north/mean_of", np.arange(5.0)).result() == 2.0
+    assert fed.submit("north/mean_of", da.arange(5.0, chunks=2)).result() == 2.0
+    large = np.random.default_rng(0).random(1_000_000)
+    np.testing.assert_array_equal(fed.submit("north/echo", large).result(), large)
+    rows = pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]})
+    pd.testing.assert_frame_equal(fed.submit("north/table", rows).result(), rows * 2)
+
+
+def test_opened_without_chunks(fed: FederatedClient, wind: xr.DataArray) -> None:
+    opened = fed.open_dataset("north/made", chunks=None)
+    before = received(fed, "north")
+    future = fed.submit("north/statistics", opened)
+    assert future.result()["wind"] == pytest.approx(float(wind.mean()))
+    assert received(fed, "north") - before < 20_000
+
+
+def test_many(fed: FederatedClient) -> None:
+    futures = fed.map("north/mean_of", [np.full(3, float(number)) for number in range(40)])
+    assert fed.gather(futures) == [float(number) for number in range(40)]
+    assert len(list(as_completed(futures))) == 40
+
+
+def test_what_a_function_raises(fed: FederatedClient) -> None:
+    future = fed.submit("north/fail", "no such level")
+    with pytest.raises(ValueError, match="no such level") as caught:
+        future.result()
+    assert caught.value.__cause__.reason is Reason.FUNCTION_FAILED
+    assert "in fail" in future.traceback()
+
+
+def test_progress_and_cancelling(fed: FederatedClient, federation: LocalFederation) -> None:
+    future = fed.submit("north/slowly", 300.0)
+    eventually(lambda: future.progress.message == "still busy")
+    assert 0 < future.progress.fraction < 1
+    scheduler = Inside(federation, "north")
+
+    def tasks(dask_scheduler) -> int:
+        return sum("slowly" in str(key) for key in dask_scheduler.tasks)
+
+    assert scheduler.ask(tasks) > 0
+    future.cancel()
+    eventually(lambda: scheduler.ask(tasks) == 0)
+    # The worker is free again.
+    assert fed.submit("north/slowly", 0.1).result(PATIENCE) == "done"
+
+
+def eventually(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
