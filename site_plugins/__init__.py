@@ -8,16 +8,26 @@ if TYPE_CHECKING:
     from site_plugins.calling import report_progress
     from site_plugins.functions import publish
     from site_plugins.local_federation import LocalFederation
+    from site_plugins.publishing import publish_dataset, unpublish
     from site_plugins.scheduler_plugin import SitePlugin
 
-__all__ = ["LocalFederation", "SitePlugin", "publish", "report_progress"]
+__all__ = [
+    "LocalFederation",
+    "SitePlugin",
+    "publish",
+    "publish_dataset",
+    "report_progress",
+    "unpublish",
+]
 
 # Lazily, so that the command line and a preload start without what they do not use.
 _HOMES = {
     "LocalFederation": "site_plugins.local_federation",
     "SitePlugin": "site_plugins.scheduler_plugin",
     "publish": "site_plugins.functions",
+    "publish_dataset": "site_plugins.publishing",
     "report_progress": "site_plugins.calling",
+    "unpublish": "site_plugins.publishing",
 }
 
 

@@ -128,7 +128,7 @@ def _site_name(folder: Path, name: str | None) -> str:
 def check(config: Path) -> None:
     """Say what is wrong with a site before it is served.
 
-    Opens every dataset.  The exit code is 1 if anything is wrong.
+    Opens every dataset and imports every function.  The exit code is 1 if anything is wrong.
     """
     from rich.console import Console
 
@@ -144,10 +144,36 @@ def check(config: Path) -> None:
         console.print("No datasets yet: name them by [[datasets.<name>]] sections.", markup=False)
     for name, section in checked.datasets.items():
         wrong += _check_dataset(console, StoredDataset.from_config(name, section))
+    wrong += _check_functions(console, checked)
     if wrong:
         console.print(f"[red]{wrong} {'problem' if wrong == 1 else 'problems'}[/]")
         raise SystemExit(1)
     console.print("[green]Nothing is wrong.[/]")
+
+
+def _check_functions(console: Console, config: SiteConfig) -> int:
+    """Show every function as its callers will see it."""
+    from site_plugins.functions import functions_of, signature_of
+
+    wrong = 0
+    for found in functions_of(config.functions):
+        if isinstance(found, ConfigurationError):
+            wrong += _show(console, "functions", [f"{found.message} {found.hint or ''}"], "")
+            continue
+        described = found.description
+        shown = f"{found.name}{signature_of(found.digest, found.origin)}"
+        limits = described.limits
+        facts = [
+            f"version {described.version}",
+            f"at most {limits.seconds or config.functions.seconds:g} s",
+            f"{_bytes(limits.result_bytes or config.functions.result_bytes)} of result",
+        ]
+        if limits.concurrent_calls:
+            facts.append(f"{limits.concurrent_calls} at a time")
+        if described.idempotent:
+            facts.append("may be run again")
+        _show(console, "function", [], f"{shown}; {', '.join(facts)}")
+    return wrong
 
 
 def _check_dataset(console: Console, dataset: StoredDataset) -> int:
@@ -419,9 +445,17 @@ on = ["*"]
 # accept_license = true             # to be accepted by everybody before first use
 # egress = "open"                   # or "derived": results may leave, as far as `share` goes;
 #                                   # or "functions-only": only published functions read it
+# functions = ["trend"]             # which functions these are
 # share = 0.01                      # part of its bytes that may ever leave for one project
 # embargo = 2027-01-01              # until then for those only to whom it was granted by name
 # version = "2024-06"               # instead of a digest of the files' names, sizes and times
+
+[functions]
+# Python modules whose functions partners may call: those marked by `@site_plugins.publish`.
+# modules = ["our_functions"]
+# path = ["."]                      # folders where they are looked for
+# seconds = "1h"                    # how long a call may run, where a function sets nothing else
+# result_bytes = "4GiB"             # how large its result may be
 
 [limits]
 # The largest message that the site accepts, and its intervals, with their defaults.

@@ -20,6 +20,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -33,7 +34,9 @@ from federated_dask.protocol.messages import Peer
 from site_plugins.config import SiteConfig
 from site_plugins.datasets import StoredDataset
 from site_plugins.functions import PublishedFunction, functions_of
+from site_plugins.offers import Offers, unwrapped
 from site_plugins.once import keep_from_running_again, mark
+from site_plugins.publications import Publications
 from site_plugins.stopping import CallPlugin
 
 if TYPE_CHECKING:
@@ -141,6 +144,8 @@ class SitePlugin(SchedulerPlugin):
     held_bytes_per_owner : int, optional
         How many bytes they may hold together; by default a quarter of the
         memory of all workers.
+    state : Path, optional
+        Folder where the scheduler keeps what is published at run time.
 
     Examples
     --------
@@ -165,11 +170,11 @@ class SitePlugin(SchedulerPlugin):
         longest_lease_seconds: float = 86_400.0,
         leases_per_owner: int = 500,
         held_bytes_per_owner: int | None = None,
+        state: Path | None = None,
     ) -> None:
         self.site = site
         self.title = title
-        self.datasets = {dataset.name: dataset for dataset in datasets}
-        self.functions = {function.name: function for function in functions}
+        self.offers = Offers(datasets, functions, Publications(state))
         self.peers = tuple(peers)
         self.lease_seconds = lease_seconds
         self.longest_lease_seconds = longest_lease_seconds
@@ -199,15 +204,19 @@ class SitePlugin(SchedulerPlugin):
             longest_lease_seconds=config.limits.longest_lease_seconds,
             leases_per_owner=config.limits.leases_per_owner,
             held_bytes_per_owner=config.limits.held_bytes_per_owner,
+            state=config.site.state,
         )
 
     async def start(self, scheduler: Scheduler) -> None:
         """Add the RPC handlers; called by the scheduler."""
         self._scheduler = scheduler
+        self.offers.restore()
         handlers: list[Callable[..., Any]] = [
             self.federated_site,
-            self.federated_publish,
-            self.federated_unpublish,
+            self.offers.federated_publish,
+            self.offers.federated_publish_function,
+            self.offers.federated_unpublish,
+            self.offers.federated_place,
             self.federated_hold,
             self.federated_held,
             self.federated_renew,
@@ -225,8 +234,8 @@ class SitePlugin(SchedulerPlugin):
         logger.info(
             "Site %s advertises %d datasets and %d functions",
             self.site,
-            len(self.datasets),
-            len(self.functions),
+            len(self.offers.datasets),
+            len(self.offers.functions),
         )
 
     async def close(self) -> None:
@@ -246,8 +255,8 @@ class SitePlugin(SchedulerPlugin):
                 name=self.site,
                 title=self.title,
                 peers=self.peers,
-                datasets=dict(self.datasets),
-                functions=dict(self.functions),
+                datasets=dict(self.offers.datasets),
+                functions=dict(self.offers.functions),
                 dashboard_link=_dashboard_link(scheduler),
                 workers=len(workers),
                 threads=sum(worker.nthreads for worker in workers),
@@ -255,15 +264,6 @@ class SitePlugin(SchedulerPlugin):
                 versions=_versions(),
             )
         )
-
-    def federated_publish(self, dataset: StoredDataset) -> None:
-        """Advertise a dataset, or another one under a name that is in use."""
-        dataset = unwrapped(dataset)
-        self.datasets[dataset.name] = dataset
-
-    def federated_unpublish(self, name: str) -> bool:
-        """Advertise a dataset no longer; tell whether it was advertised."""
-        return self.datasets.pop(name, None) is not None
 
     # Leases
 
@@ -437,11 +437,6 @@ class SitePlugin(SchedulerPlugin):
         if self._scheduler is None:
             raise RuntimeError("the plugin was not started by a scheduler")
         return self._scheduler
-
-
-def unwrapped(payload: Any) -> Any:
-    """Take what was sent by RPC out of its wrapper, which Dask leaves on within one process."""
-    return payload.data if isinstance(payload, ToPickle) else payload
 
 
 def _published(config: SiteConfig) -> list[PublishedFunction]:

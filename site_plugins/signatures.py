@@ -401,7 +401,10 @@ def _parts(annotation: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Any]
 
 def _reaches_out(part: Any) -> bool:
     """Whether validating it imports, or asks the file system."""
-    return part is ImportString or (isinstance(part, type) and issubclass(part, pathlib.PurePath))
+    # What stands in `Annotated` is an instance.
+    if part is ImportString or type(part) is ImportString:
+        return True
+    return isinstance(part, type) and issubclass(part, pathlib.PurePath)
 
 
 def _shown(annotation: Any) -> str:

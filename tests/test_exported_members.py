@@ -27,7 +27,14 @@ PUBLIC = {
         "TaskFailed",
         "VersionChanged",
     ],
-    "site_plugins": ["LocalFederation", "SitePlugin", "publish", "report_progress"],
+    "site_plugins": [
+        "LocalFederation",
+        "SitePlugin",
+        "publish",
+        "publish_dataset",
+        "report_progress",
+        "unpublish",
+    ],
 }
 
 

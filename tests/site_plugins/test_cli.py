@@ -275,3 +275,23 @@ def test_help_loads_nothing_heavy() -> None:
     )
     assert "serve" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+MODULES = 'modules = ["check_functions_module", "check_no_such_module"]'
+
+
+def test_check_shows_functions_as_callers_see_them(north: Path) -> None:
+    (north / "check_functions_module.py").write_text(
+        "from site_plugins import publish\n"
+        "@publish(seconds=5)\n"
+        "def good(a: int = 3) -> float: ...\n"
+        "@publish\n"
+        "def bad(a, b: list[object]): ...\n"
+    )
+    config = north / "site.toml"
+    config.write_text(config.read_text().replace("[functions]", f"[functions]\n{MODULES}"))
+    shown = run(site, "check", config)
+    assert shown.exit_code == 1
+    assert "good(a: int = 3) -> float; version 1, at most 5 s" in shown.output
+    assert "parameter 'a' has no annotation" in shown.output
+    assert "'check_no_such_module' cannot be imported" in shown.output

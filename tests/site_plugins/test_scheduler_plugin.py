@@ -238,7 +238,7 @@ def test_from_config(tmp_path: Path) -> None:
         tmp_path,
     )
     plugin = SitePlugin.from_config(config)
-    assert plugin.datasets["a1b"].path == str(tmp_path / "a1b.zarr")
+    assert plugin.offers.datasets["a1b"].path == str(tmp_path / "a1b.zarr")
     assert plugin.peers == (Peer(name="south", address="https://south:1"),)
     assert (plugin.lease_seconds, plugin.longest_lease_seconds) == (3600, 5 * 3600)
     assert (plugin.leases_per_owner, plugin.held_bytes_per_owner) == (7, 2**20)
