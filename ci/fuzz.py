@@ -1,8 +1,9 @@
 """Fuzz the decoders by coverage: `ci/fuzz [--seconds 600] [target …]`.
 
-Needs `pip install atheris`. Each target of `tests/fuzz/targets.py` runs in a process of its own, beginning with the corpus
-in the repository.  What it finds lies in `build/fuzz/TARGET/`; a finding that was mended goes to
-`tests/fuzz/corpus/TARGET/`, where the tests run it from then on.
+Needs `pip install atheris`. Each target of `tests/fuzz/targets.py` runs in a process of its
+own, beginning with the corpus in the repository.  What it finds lies in `build/fuzz/TARGET/`;
+a finding that was mended goes to `tests/fuzz/corpus/TARGET/`, where the tests run it from
+then on.
 """
 
 from __future__ import annotations
