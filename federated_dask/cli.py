@@ -20,6 +20,7 @@ from federated_dask.commands.looking import describe, ls
 from federated_dask.commands.stubs import stubs
 from federated_dask.errors import FederatedError
 from federated_dask.login_commands import login, logout
+from federated_dask.project_commands import project
 
 __all__ = ["main"]
 
@@ -108,7 +109,7 @@ def demo(directory: Path, keep: bool, report: Path | None) -> None:
         raise SystemExit(1)
 
 
-for command in (call, describe, login, logout, ls, stubs):
+for command in (call, describe, login, logout, ls, project, stubs):
     cli.add_command(command)
 
 

@@ -409,6 +409,10 @@ max_lifetime = "90d"
 # token_type = "at+jwt"             # or "JWT", where the provider does not follow RFC 9068
 # max_lifetime = "1d"
 
+[projects]
+# Who may make projects: "anyone" with a token, "group:…", "user:…".
+# may_create = ["group:staff"]
+
 # Other sites of the federation, one section each.
 # [[peers]]
 # name = "south"

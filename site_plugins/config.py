@@ -249,6 +249,13 @@ class IssuerSection(Section):
     scopes: tuple[str, ...] = ("openid", "offline_access")
 
 
+class ProjectsSection(Section):
+    """``[projects]``: groups that users make themselves."""
+
+    may_create: tuple[Annotated[str, AfterValidator(check_recipient)], ...] = ()
+    """Who may make projects, as in grants; besides those with a grant to administer them."""
+
+
 class PeerSection(Section):
     """``[[peers]]``: another site of the federation."""
 
@@ -361,6 +368,7 @@ class SiteConfig(Section):
     datasets: dict[Name, DatasetSection] = {}
     functions: FunctionsSection = FunctionsSection()
     limits: LimitsSection = LimitsSection()
+    projects: ProjectsSection = ProjectsSection()
 
     @model_validator(mode="after")
     def _peers_differ(self) -> SiteConfig:

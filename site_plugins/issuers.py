@@ -233,12 +233,15 @@ class TokenVerifiers:
             If an issuer's keys cannot be had.
         """
         principal = await self._verified(text)
-        self.require_unrevoked(principal)
+        self._revocations.require(principal, site=self._site)
         return principal
 
-    def require_unrevoked(self, principal: Principal) -> None:
-        """Raise `NotAuthenticated` where the token of a principal was revoked meanwhile."""
-        self._revocations.require(principal, site=self._site)
+    def stands(self, principal: Principal) -> bool:
+        """Say whether the token of a principal still counts, for what runs longer than a request.
+
+        That it ends meanwhile is no matter: it was valid when the request came.
+        """
+        return self._revocations.stands(principal)
 
     async def _verified(self, text: str | None) -> Principal:
         seen = peek(text) if text else None

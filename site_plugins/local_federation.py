@@ -40,7 +40,17 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = {"title", "endpoint", "cluster", "limits", "datasets", "exchanges", "grants", "issuers"}
+TABLES = {
+    "title",
+    "endpoint",
+    "cluster",
+    "limits",
+    "datasets",
+    "exchanges",
+    "grants",
+    "issuers",
+    "projects",
+}
 TABLES.add("functions")
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
 """Budgets of datasets bind all; `export` would lift them."""
@@ -276,6 +286,7 @@ def _configs(
             "functions": given.get("functions", {}),
             "limits": given.get("limits", {}),
             "issuers": given.get("issuers", []),
+            "projects": given.get("projects", {"may_create": ["anyone"]}),
         }
         configs[name] = parse_config(described, Path.cwd(), source=f"LocalFederation site {name!r}")
     return configs

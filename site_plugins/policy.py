@@ -136,6 +136,9 @@ class Policy:
         self.own_issuer = own_issuer
         self.embargo_of = embargo_of
         self._today = today
+        self.standing: Callable[[Principal], Principal | None] = lambda principal: principal
+        """Tells a principal as it is by now: projects may have been left since it asked, and a
+        token been revoked, which makes it None."""
         self._static = tuple(grants)
         self._registry = Registry(None) if registry is None else registry
         self._registry.create(TABLE)
@@ -161,6 +164,10 @@ class Policy:
     def allows(self, principal: Principal, action: str, resource: str) -> bool:
         """Say whether a principal may do something; takes microseconds when asked again."""
         self._refresh()
+        standing = self.standing(principal)
+        if standing is None:
+            return False
+        principal = standing
         # When an embargo is set or ends, what was decided before does not count.
         key = (
             self.is_embargoed(resource),
@@ -249,6 +256,11 @@ class Policy:
             tuple(group for group in principal.groups if group in groups),
             tuple(project for project in principal.projects if project in projects),
         )
+
+    def projects(self) -> frozenset[str]:
+        """Tell the projects, as ``name@site``, to which anything was granted here."""
+        self._refresh()
+        return frozenset(names_of(list(self._grants.values()), "project"))
 
     # Grants
 

@@ -24,6 +24,10 @@ CREATE TABLE IF NOT EXISTS revocations (
 """
 
 
+LOOK_SECONDS = 1.0
+MOST_LOOKED = 10_000
+
+
 class Revocations:
     """What was revoked at a site; holds for all its endpoint processes at once.
 
@@ -47,6 +51,7 @@ class Revocations:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         registry.create(TABLE)
+        self._looked: dict[tuple[str, str, str | None, float], tuple[float, bool]] = {}
 
     def add(self, issuer: str, kind: Literal["token", "subject"], name: str) -> None:
         """Revoke a token by its ``jti``, or all tokens that somebody has been given until now."""
@@ -64,16 +69,31 @@ class Revocations:
         NotAuthenticated
             With reason ``token_invalid``.
         """
-        found = self._registry.rows(
-            "SELECT kind, made_at FROM revocations WHERE issuer = ?"
-            " AND ((kind = 'token' AND name = ?) OR (kind = 'subject' AND name = ?))",
-            (principal.issuer, principal.token_id, principal.subject),
-        )
-        # A token made after its subject's were revoked is a new beginning.
-        if any(kind == "token" or principal.issued <= made_at for kind, made_at in found):
+        if self._is_revoked(principal):
             raise NotAuthenticated(
                 "The token was revoked.",
                 reason=Reason.TOKEN_INVALID,
                 site=site,
                 hint="Ask the site's operator.",
             )
+
+    def stands(self, principal: Principal) -> bool:
+        """Say whether a principal's token was not revoked, as far as is known for a second."""
+        key = (principal.issuer, principal.subject, principal.token_id, principal.issued)
+        now = time.monotonic()
+        looked, stands = self._looked.get(key, (0.0, False))
+        if now - looked >= LOOK_SECONDS:
+            if len(self._looked) >= MOST_LOOKED:
+                self._looked.clear()
+            stands = not self._is_revoked(principal)
+            self._looked[key] = (now, stands)
+        return stands
+
+    def _is_revoked(self, principal: Principal) -> bool:
+        found = self._registry.rows(
+            "SELECT kind, made_at FROM revocations WHERE issuer = ?"
+            " AND ((kind = 'token' AND name = ?) OR (kind = 'subject' AND name = ?))",
+            (principal.issuer, principal.token_id, principal.subject),
+        )
+        # A token made after its subject's were revoked is a new beginning.
+        return any(kind == "token" or principal.issued <= made_at for kind, made_at in found)

@@ -27,8 +27,10 @@ from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.server import EndpointServer
 from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
+from site_plugins.memberships import Memberships
 from site_plugins.peers import PeerList
 from site_plugins.policy import Policy
+from site_plugins.projects import ProjectStore
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.scheduler_plugin import SitePlugin
 
@@ -119,6 +121,18 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         peers = PeerList(config, registry)
         peering = Peering(config, peers)
         stack.push_async_callback(peering.close)
+        projects = ProjectStore(policy, registry, config.projects.may_create)
+        memberships = Memberships(
+            policy,
+            projects,
+            peers,
+            config.tokens.private_key,
+            [config.token_issuer, *(section.url for section in config.issuers)],
+        )
+        stack.push_async_callback(memberships.close)
+        policy.standing = lambda principal: (
+            memberships.standing(principal) if verifiers.stands(principal) else None
+        )
         settings = JobSettings(
             limits=config.limits.protocol(),
             heartbeat_seconds=config.limits.heartbeat_seconds,
@@ -136,6 +150,8 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
                 functions=config.functions,
                 origins=config.endpoint.origins,
                 invitations=Invitations(config, registry, peers),
+                memberships=memberships,
+                projects=projects,
             ),
             config.endpoint.host,
             config.endpoint.port,

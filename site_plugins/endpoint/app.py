@@ -19,7 +19,7 @@ from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
 from site_plugins.audit import Audit
 from site_plugins.config import FunctionsSection
-from site_plugins.endpoint import call_routes, grant_routes, terms_routes
+from site_plugins.endpoint import call_routes, grant_routes, project_routes, terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.calls import CallRunner
@@ -36,7 +36,9 @@ from site_plugins.endpoint.streams import ByteBudget
 from site_plugins.endpoint.web_data import router as web_data_router
 from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
+from site_plugins.memberships import Memberships
 from site_plugins.policy import Policy
+from site_plugins.projects import ProjectStore
 from site_plugins.registry import Registry
 
 __all__ = ["ROUTERS", "create_app"]
@@ -50,6 +52,7 @@ ROUTERS = (
     grant_routes.router,
     call_routes.router,
     identity_router,
+    project_routes.router,
 )
 """All routes of the endpoint but its documentation, its page and its JavaScript client."""
 
@@ -94,6 +97,8 @@ def create_app(
     peering: Peering | None = None,
     functions: FunctionsSection | None = None,
     invitations: Invitations | None = None,
+    memberships: Memberships | None = None,
+    projects: ProjectStore | None = None,
     body_seconds: float = 300.0,
     origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -121,6 +126,10 @@ def create_app(
         Limits of functions that set none of their own.
     invitations : Invitations, optional
         By which sites become peers; without it, none does.
+    memberships : Memberships, optional
+        Finds out the projects of who asks; given with `projects`.
+    projects : ProjectStore, optional
+        Projects that are at home here.
     body_seconds : float, optional
         Deadline for the body of a request.
     origins : sequence of str, optional
@@ -146,6 +155,8 @@ def create_app(
     app.state.calls = CallRunner(app.state.runner, functions)
     app.state.peering = peering
     app.state.invitations = invitations
+    app.state.memberships = memberships
+    app.state.projects = projects
     app.state.table = chosen
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits

@@ -11,6 +11,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 
 from federated_dask.protocol.messages import PROJECT_HEADER
 from site_plugins.issuers import TokenVerifiers
+from site_plugins.memberships import Memberships
 from site_plugins.tokens import Principal
 
 __all__ = ["CHALLENGE", "Asker", "owner_of", "principal_of"]
@@ -46,6 +47,9 @@ async def principal_of(
     if len(request.headers.getlist("authorization")) > 1:
         credentials = None
     principal = await verifiers.verify(None if credentials is None else credentials.credentials)
+    memberships: Memberships | None = request.app.state.memberships
+    if memberships is not None:
+        principal = dataclasses.replace(principal, projects=await memberships.of(principal))
     project = request.headers.get(PROJECT_HEADER, "")
     if project:
         principal = dataclasses.replace(principal, project=project[:LONGEST_PROJECT])

@@ -30,6 +30,17 @@ from federated_dask.protocol.messages import (
     Operations,
     SiteDescription,
 )
+from federated_dask.protocol.project_messages import (
+    Invited,
+    MemberRef,
+    MembershipAnswer,
+    MembershipQuestion,
+    NewInvitation,
+    NewProject,
+    Project,
+    ProjectCode,
+    Projects,
+)
 
 __all__ = ["components", "failures", "frames", "json_body", "json_of"]
 
@@ -58,13 +69,22 @@ def components() -> dict[str, Any]:
             GrantAnswer,
             GrantQuestion,
             Grants,
+            Invited,
             JoinRequest,
             LeaseTerms,
             LicenseAcceptance,
             LicenseTerms,
             LoginOptions,
+            MemberRef,
+            MembershipAnswer,
+            MembershipQuestion,
             NewGrant,
+            NewInvitation,
+            NewProject,
             Operations,
+            Project,
+            ProjectCode,
+            Projects,
             SiteDescription,
             SiteIntroduction,
         ],

@@ -1,7 +1,6 @@
 """Tiers, embargoes, licences and budgets at a running site."""
 
 import asyncio
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +14,7 @@ from federated_dask.errors import FederatedError, NotFound, NotPermitted, Reason
 from federated_dask.protocol.messages import PROJECT_HEADER, Failure, Finished, Output
 from site_plugins import LocalFederation
 from site_plugins.endpoint.release import OUTCOME_BYTES
-from site_plugins.issuers import TokenVerifiers
-from site_plugins.tokens import Principal
+from site_plugins.projects import ProjectStore
 from tests.site_plugins import graphs
 from tests.site_plugins.helpers import AIR, Caller, dataset, submission
 
@@ -62,14 +60,11 @@ def client(site: LocalFederation, subject: str | None = None, **options: Any) ->
 @pytest.fixture
 def members(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is called ``drought-…`` is a member of that project, and so on."""
-    verify = TokenVerifiers.verify
 
-    async def verified(self: TokenVerifiers, text: str | None) -> Principal:
-        principal = await verify(self, text)
-        names = principal.subject.partition("-")[0].split("+")
-        return dataclasses.replace(principal, projects=tuple(f"{name}@north" for name in names))
+    def of(self: ProjectStore, issuer: str, subject: str) -> tuple[str, ...]:
+        return tuple(subject.partition("-")[0].split("+"))
 
-    monkeypatch.setattr(TokenVerifiers, "verify", verified)
+    monkeypatch.setattr(ProjectStore, "of", of)
 
 
 async def used(asking: Caller, name: str = "all", **options: Any) -> int:

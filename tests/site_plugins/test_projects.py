@@ -1,0 +1,543 @@
+"""Projects, their members, and what sites tell each other of them."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+from federated_dask.cli import cli
+from federated_dask.client.projects import RemoteProjects, parse_link
+from federated_dask.errors import (
+    ConfigurationError,
+    FederatedError,
+    NotAuthenticated,
+    NotFound,
+    NotPermitted,
+    Reason,
+    RequestRefused,
+    SiteUnavailable,
+)
+from federated_dask.protocol.project_messages import MembershipAnswer, MembershipQuestion
+from site_plugins import LocalFederation, memberships
+from site_plugins.grants import Grant
+from site_plugins.invitations import join_request
+from site_plugins.memberships import Memberships
+from site_plugins.peers import KnownPeer
+from site_plugins.policy import Policy
+from site_plugins.projects import ProjectStore
+from site_plugins.registry import Registry
+from site_plugins.revocations import Revocations
+from site_plugins.tokens import Principal
+from tests.site_plugins.helpers import Caller
+from tests.site_plugins.test_invitations import SiteAlone
+
+DEADLINE = 60.0
+
+
+def person(subject: str, issuer: str = "urn:federated-dask:site:north", **more: Any) -> Principal:
+    return Principal(issuer=issuer, subject=subject, expires=9e9, **more)
+
+
+ADA, BOB, EVE = person("ada"), person("bob", "https://idp.example"), person("eve")
+BEN = person("ben", "urn:federated-dask:site:south")
+
+
+def store(*may_create: str, grants: tuple[Grant, ...] = ()) -> ProjectStore:
+    registry = Registry(None)
+    policy = Policy("north", "urn:federated-dask:site:north", grants, registry)
+    return ProjectStore(policy, registry, may_create or ("anyone",))
+
+
+def with_bob(projects: ProjectStore, uses: int = 1) -> str:
+    projects.create(ADA, "drought")
+    code = projects.invite(ADA, "drought", uses, 60.0).code
+    projects.join(BOB.issuer, BOB.subject, "drought", code)
+    return code
+
+
+# At home
+
+
+def test_members_come_by_a_code_from_any_issuer() -> None:
+    projects = store()
+    with_bob(projects)
+    assert projects.of(BOB.issuer, BOB.subject) == ("drought",)
+    [project] = projects.seen_by(BOB)
+    assert project.name == "drought@north"
+    assert [(m.subject, m.owner) for m in project.members] == [("ada", True), ("bob", False)]
+    # The same subject of another issuer is somebody else.
+    assert projects.of(ADA.issuer, BOB.subject) == ()
+
+
+def test_a_code_is_good_for_as_many_as_were_said() -> None:
+    projects = store()
+    code = with_bob(projects, uses=2)
+    # Who is a member already uses nothing up.
+    projects.join(BOB.issuer, BOB.subject, "drought", code)
+    projects.join(EVE.issuer, EVE.subject, "drought", code)
+    with pytest.raises(NotFound, match="does not hold"):
+        projects.join("urn:x", "third", "drought", code)
+    assert projects.of("urn:x", "third") == ()
+
+
+@pytest.mark.parametrize("how", ["unknown", "another project", "ended"])
+def test_codes_that_do_not_hold(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    projects = store()
+    projects.create(ADA, "drought")
+    projects.create(ADA, "flood")
+    code = projects.invite(ADA, "drought", 1, 1e-6 if how == "ended" else 60.0).code
+
+    def fail(self: Registry) -> None:
+        raise AssertionError("a transaction was begun")
+
+    monkeypatch.setattr(Registry, "transaction", fail)
+    with pytest.raises(NotFound, match="does not hold"):
+        projects.join(
+            EVE.issuer,
+            EVE.subject,
+            "flood" if how == "another project" else "drought",
+            "x" * 24 if how == "unknown" else code,
+        )
+
+
+def test_who_may_make_projects() -> None:
+    admin = Grant(id="1", to="user:ada", may=("admin",), on=("project:*",))
+    projects = store("group:climate", grants=(admin,))
+    assert projects.create(ADA, "drought").members[0].subject == "ada"
+    assert projects.create(person("carol", groups=("climate",)), "flood").members[0].owner
+    with pytest.raises(NotPermitted, match="may not make projects"):
+        projects.create(EVE, "storm")
+    with pytest.raises(NotPermitted, match="is taken"):
+        projects.create(ADA, "drought")
+
+
+def test_others_do_not_learn_that_there_is_a_project() -> None:
+    projects = store()
+    with_bob(projects)
+    told = []
+    for name in ("drought", "nothing"):
+        for ask in (
+            lambda name: projects.members(EVE, name),
+            lambda name: projects.invite(EVE, name, 1, 60.0),
+            lambda name: projects.remove(EVE, name, BOB.issuer, BOB.subject),
+            lambda name: projects.remove(EVE, name, EVE.issuer, EVE.subject),
+        ):
+            with pytest.raises(NotFound) as caught:
+                ask(name)
+            assert caught.value.reason == Reason.UNKNOWN_PROJECT
+            told.append(str(caught.value).replace(name, "?"))
+    assert len(set(told)) == 1
+
+
+def test_members_do_not_lead() -> None:
+    projects = store()
+    with_bob(projects)
+    with pytest.raises(NotPermitted, match="do not lead"):
+        projects.invite(BOB, "drought", 1, 60.0)
+    with pytest.raises(NotPermitted, match="do not lead"):
+        projects.remove(BOB, "drought", ADA.issuer, ADA.subject)
+    with pytest.raises(NotPermitted, match="Nobody would lead"):
+        projects.remove(ADA, "drought", ADA.issuer, ADA.subject)
+    with pytest.raises(NotFound, match="no such member"):
+        projects.remove(ADA, "drought", EVE.issuer, EVE.subject)
+    projects.remove(BOB, "drought", BOB.issuer, BOB.subject)
+    assert projects.of(BOB.issuer, BOB.subject) == ()
+
+
+def test_the_name_of_a_project_that_ended_is_not_used_again() -> None:
+    projects = store()
+    projects.create(ADA, "drought")
+    code = projects.invite(ADA, "drought", 1, 60.0).code
+    projects.remove(ADA, "drought", ADA.issuer, ADA.subject)
+    with pytest.raises(NotPermitted, match="is taken"):
+        projects.create(EVE, "drought")
+    with pytest.raises(NotFound):
+        projects.join(EVE.issuer, EVE.subject, "drought", code)
+
+
+def test_administrators_may_remove_members() -> None:
+    admin = Grant(id="1", to="user:eve", may=("admin",), on=("project:drought",))
+    projects = store("anyone", grants=(admin,))
+    with_bob(projects)
+    projects.remove(EVE, "drought", BOB.issuer, BOB.subject)
+    assert [m.subject for m in projects.members(EVE, "drought").members] == ["ada"]
+
+
+# Between sites
+
+
+class Home(SiteAlone):
+    """A site with projects, reached without a network."""
+
+    def __init__(self, folder: Path, name: str, *grants: Grant) -> None:
+        super().__init__(folder, name)
+        self.policy = Policy(name, self.config.token_issuer, grants, self.registry)
+        self.projects = ProjectStore(self.policy, self.registry, ("anyone",))
+        self.memberships = Memberships(
+            self.policy,
+            self.projects,
+            self.peers,
+            self.config.tokens.private_key,
+            [self.config.token_issuer, "https://idp.example"],
+        )
+        self.others: dict[str, Home] = {}
+        self.asked: list[MembershipQuestion] = []
+        self.tamper: Callable[[MembershipAnswer], MembershipAnswer] = lambda answer: answer
+        self.wait: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
+        self.memberships._requests = self  # type: ignore[assignment]
+
+    async def post(
+        self, peer: KnownPeer, path: str, body: bytes, statement: str, seconds: float
+    ) -> bytes:
+        assert path == "/memberships"
+        self.asked.append(msgspec.json.decode(body, type=MembershipQuestion))
+        await self.wait()
+        answer = self.others[peer.name].memberships.answer(body, statement)
+        return msgspec.json.encode(self.tamper(answer))
+
+    async def close(self) -> None:
+        pass
+
+    def meet(self, other: "Home") -> None:
+        code = self.invitations.create(other.config.name)
+        told = self.invitations.accept(join_request(other.config, code))
+        other.peers.add(told.name, told.address, told.ca, told.public_key)
+        self.others[other.config.name] = other
+        other.others[self.config.name] = self
+
+
+GRANTS = [
+    Grant(id="1", to="project:drought@north", may=("compute",), on=("dataset:soil",)),
+    Grant(id="2", to="project:flood@nowhere", may=("compute",), on=("dataset:soil",)),
+]
+
+
+@pytest.fixture
+def north(tmp_path: Path) -> Home:
+    return Home(tmp_path / "north", "north")
+
+
+@pytest.fixture
+def south(tmp_path: Path, north: Home) -> Home:
+    made = Home(tmp_path / "south", "south", *GRANTS)
+    north.meet(made)
+    return made
+
+
+async def test_a_site_honours_the_members_of_a_peers_project(north: Home, south: Home) -> None:
+    with_bob(north.projects)
+    assert await south.memberships.of(BOB) == ("drought@north",)
+    assert await south.memberships.of(EVE) == ()
+    # Only peers are asked, only for what was granted, and once for a while.
+    await asyncio.gather(*(south.memberships.of(BOB) for _ in range(20)))
+    assert [question.projects for question in south.asked] == [("drought",), ("drought",)]
+    member = person("bob", BOB.issuer, projects=await south.memberships.of(BOB))
+    south.policy.standing = south.memberships.standing
+    assert south.policy.allows(member, "compute", "dataset:soil")
+    assert not south.policy.allows(BOB, "compute", "dataset:soil")
+
+
+async def test_own_projects_need_nobody(north: Home, south: Home) -> None:
+    with_bob(north.projects)
+    assert await north.memberships.of(BOB) == ("drought@north",)
+    assert north.asked == []
+
+
+async def test_questions_at_the_same_time_are_one(north: Home, south: Home) -> None:
+    with_bob(north.projects)
+    found = await asyncio.gather(*(south.memberships.of(BOB) for _ in range(20)))
+    assert set(found) == {("drought@north",)}
+    assert len(south.asked) == 1
+
+
+def test_what_was_revoked_is_without_effect_within_a_minute() -> None:
+    # What is used at the latest was asked for this long before.
+    assert memberships.KEPT_SECONDS + memberships.ASK_SECONDS < 60
+    assert memberships.AGING_SECONDS < memberships.KEPT_SECONDS
+    assert memberships.STATEMENT_SECONDS <= 600
+
+
+async def test_what_runs_long_looks_again(
+    north: Home, south: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_bob(north.projects)
+    member = person("bob", BOB.issuer, projects=await south.memberships.of(BOB))
+    assert south.memberships.standing(member) == member
+    assert len(south.asked) == 1
+    monkeypatch.setattr(memberships, "AGING_SECONDS", 0.0)
+    # Old enough to be asked for anew, and used until the answer is there.
+    assert south.memberships.standing(member) == member
+    north.projects.remove(ADA, "drought", BOB.issuer, BOB.subject)
+    deadline = time.monotonic() + DEADLINE
+    while south.memberships.standing(member).projects:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    await south.memberships.close()
+
+
+async def test_an_answer_that_is_too_old_is_none(
+    north: Home, south: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_bob(north.projects)
+    member = person("bob", BOB.issuer, projects=await south.memberships.of(BOB))
+    monkeypatch.setattr(memberships, "KEPT_SECONDS", 0.0)
+    assert south.memberships.standing(member).projects == ()
+    north.projects.remove(ADA, "drought", BOB.issuer, BOB.subject)
+    assert await south.memberships.of(BOB) == ()
+    # Nobody vouched for these.
+    stranger = person("x", projects=("drought@north", "flood@nowhere", "storm@south", "odd"))
+    assert south.memberships.standing(stranger).projects == ()
+
+
+async def test_a_peer_that_does_not_answer_has_no_members(north: Home, south: Home) -> None:
+    with_bob(north.projects)
+
+    async def fail() -> None:
+        raise SiteUnavailable("It is down.", reason=Reason.UNREACHABLE)
+
+    south.wait = fail
+    assert await south.memberships.of(BOB) == ()
+    assert await south.memberships.of(BOB) == ()
+    assert len(south.asked) == 1
+
+
+async def test_a_forgotten_peer_is_not_asked(north: Home, south: Home) -> None:
+    with_bob(north.projects)
+    south.peers.forget("north")
+    assert await south.memberships.of(BOB) == ()
+    assert south.asked == []
+
+
+async def test_statements_are_about_one_question(north: Home, south: Home, tmp_path: Path) -> None:
+    """Whatever a host or somebody on the way answers, only its own true statement counts."""
+    with_bob(north.projects)
+    west = Home(tmp_path / "west", "west")
+    north.meet(west)
+    right = {"iss": "north", "aud": "south", "issuer": BOB.issuer, "sub": "bob"}
+    right["projects"] = ["drought", "admins"]  # type: ignore[assignment]
+
+    def signed(
+        kind: str = "membership+jwt", by: Home = north, seconds: float = 60.0, **claims: Any
+    ):
+        statement = by.signer.sign(kind, {**right, **claims}, seconds)
+        return lambda answer: MembershipAnswer(statement=statement)
+
+    wrong = [
+        signed(aud="west"),
+        signed(iss="south"),
+        signed(sub="eve"),
+        signed(issuer="urn:federated-dask:site:north"),
+        signed(kind="membership-question+jwt"),
+        signed(kind="at+jwt"),
+        signed(by=west),
+        signed(by=south),
+        signed(seconds=3600.0),
+        signed(projects="drought"),
+        signed(projects=[1]),
+        signed(projects={"drought": True}),
+        lambda answer: MembershipAnswer(statement=answer.statement[:-2]),
+        lambda answer: MembershipAnswer(statement=""),
+    ]
+    for tamper in wrong:
+        south.memberships._answers.clear()
+        south.tamper = tamper
+        assert await south.memberships.of(BOB) == ()
+    south.memberships._answers.clear()
+    south.tamper = signed()
+    # Of more projects than were asked for, only those count that were.
+    assert await south.memberships.of(BOB) == ("drought@north",)
+
+
+def asked_by(site: Home, body: bytes, **changes: Any) -> str:
+    import hashlib
+
+    kind = changes.pop("kind", "membership-question+jwt")
+    claims = {
+        "iss": site.config.name,
+        "aud": "north",
+        "for": hashlib.sha256(body).hexdigest(),
+        **changes,
+    }
+    return site.signer.sign(kind, claims, 60.0)
+
+
+def test_only_peers_are_told(north: Home, south: Home, tmp_path: Path) -> None:
+    with_bob(north.projects)
+    question = MembershipQuestion(issuer=BOB.issuer, subject="bob", projects=("drought",))
+    body = msgspec.json.encode(question)
+    assert north.memberships.answer(body, asked_by(south, body)).statement
+    stranger = Home(tmp_path / "stranger", "south")
+    for statement in (
+        "",
+        "a.b.c",
+        asked_by(stranger, body),
+        asked_by(south, b"another question"),
+        asked_by(south, body, aud="west"),
+        asked_by(south, body, iss="north"),
+        asked_by(south, body, kind="peer+jwt"),
+        asked_by(south, body, kind="membership+jwt"),
+    ):
+        with pytest.raises(NotAuthenticated):
+            north.memberships.answer(body, statement)
+    with pytest.raises(RequestRefused) as caught:
+        north.memberships.answer(b"{}", asked_by(south, b"{}"))
+    assert caught.value.reason == Reason.MALFORMED
+
+
+async def test_users_of_a_peer_join_by_way_of_it(north: Home, south: Home) -> None:
+    north.projects.create(ADA, "drought")
+    code = north.projects.invite(ADA, "drought", 1, 60.0).code
+    assert await south.memberships.of(BEN) == ()
+    await south.memberships.join_at(BEN, "north", "drought", code)
+    # At once: what was known before is forgotten.
+    assert await south.memberships.of(BEN) == ("drought@north",)
+    with pytest.raises(NotFound):
+        await south.memberships.join_at(
+            person("x", "urn:federated-dask:site:south"), "north", "drought", code
+        )
+    with pytest.raises(NotFound, match="is no peer"):
+        await south.memberships.join_at(BEN, "nowhere", "drought", code)
+
+
+async def test_a_peer_does_not_speak_for_users_that_a_site_knows_itself(
+    north: Home, south: Home
+) -> None:
+    north.projects.create(ADA, "drought")
+    code = north.projects.invite(ADA, "drought", 5, 60.0).code
+    for known in (EVE, BOB):
+        with pytest.raises(RequestRefused, match="with their own token"):
+            await south.memberships.join_at(known, "north", "drought", code)
+        assert north.projects.of(known.issuer, known.subject) == ()
+
+
+def test_a_revoked_token_stands_for_nobody() -> None:
+    revocations = Revocations(Registry(None))
+    grant = Grant(id="1", to="anyone", may=("compute",), on=("*",))
+    policy = Policy("north", "urn:north", [grant])
+    policy.standing = lambda each: each if revocations.stands(each) else None
+    assert policy.allows(EVE, "compute", "dataset:soil")
+    revocations.add(EVE.issuer, "subject", "eve")
+    deadline = time.monotonic() + DEADLINE
+    while policy.allows(EVE, "compute", "dataset:soil"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert policy.allows(ADA, "compute", "dataset:soil")
+
+
+# Running sites, by the commands
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[LocalFederation]:
+    data = xr.Dataset({"moisture": ("time", np.arange(8.0))})
+    grants = [{"to": "user:boss", "may": ["admin", "compute"], "on": ["dataset:*"]}]
+    sites: dict[str, Any] = {
+        "north": {},
+        "south": {"datasets": {"soil": data, "other": data}, "grants": grants},
+    }
+    with LocalFederation(sites, n_workers=1) as running:
+        yield running
+
+
+class Person:
+    """Runs the commands as one person."""
+
+    def __init__(self, federation: LocalFederation, folder: Path, site: str, subject: str) -> None:
+        self.federation = federation
+        self.site = site
+        self.token = federation.new_token(site, subject)
+        self.file = folder / f"{subject}.txt"
+        self.file.write_text(self.token)
+
+    def run(self, *arguments: str, at: str | None = None) -> str:
+        options = ["--at", at or self.federation.addresses[self.site]]
+        options += ["--ca", self.federation.verify, "--token-file", str(self.file)]
+        result = CliRunner().invoke(cli, ["project", *arguments, *options])
+        if isinstance(result.exception, FederatedError):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    async def status(self, path: str) -> int:
+        caller = Caller(self.federation, self.site, self.token)
+        return (await caller.read("GET", path))[0]
+
+
+def test_a_project_over_two_sites(
+    federation: LocalFederation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = Person(federation, tmp_path, "north", "ada")
+    ben, eve, boss = (Person(federation, tmp_path, "south", x) for x in ("ben", "eve", "boss"))
+    assert "drought@north is made" in ada.run("create", "drought")
+    link = ada.run("invite", "drought", "--uses", "2").strip()
+    assert link.startswith(federation.addresses["north"] + "/projects/drought@north#")
+    assert "drought@north" in boss.run("share", "drought@north", "dataset:soil")
+    assert asyncio.run(ben.status("/datasets/soil")) == 404
+    assert "You are a member of drought@north" in ben.run("join", link)
+    # What was granted to the project at south is now open to its member, and nothing else.
+    assert asyncio.run(ben.status("/datasets/soil")) == 200
+    assert asyncio.run(ben.status("/datasets/other")) == 404
+    assert asyncio.run(eve.status("/datasets/soil")) == 404
+    members = ada.run("members", "drought")
+    assert "ada" in members
+    assert "ben  (urn:federated-dask:site:south)" in members
+    assert "drought@north  2 members" in ada.run("list")
+    with pytest.raises(NotFound):
+        eve.run("members", "drought", at=federation.addresses["south"])
+    with pytest.raises(NotPermitted):
+        ben.run("share", "drought@north", "dataset:other")
+    monkeypatch.setattr(memberships, "KEPT_SECONDS", 0.5)
+    assert "ben" not in ada.run("remove", "drought", "ben")
+    deadline = time.monotonic() + DEADLINE
+    while asyncio.run(ben.status("/datasets/soil")) != 404:
+        assert time.monotonic() < deadline
+    assert "You left drought@north" in ada.run("leave", "drought")
+    with pytest.raises(NotFound):
+        ada.run("members", "drought")
+
+
+def test_the_client_of_projects(federation: LocalFederation) -> None:
+    token = federation.new_token("north", "ida")
+    site = RemoteProjects(federation.addresses["north"], token, Path(federation.verify))
+    assert site.projects().projects == ()
+    assert site.create("flood").name == "flood@north"
+    address, code = parse_link(site.invite("flood@north"))
+    assert (address, code.project) == (federation.addresses["north"], "flood@north")
+    assert [project.name for project in site.projects().projects] == ["flood@north"]
+    with pytest.raises(NotPermitted):
+        site.share("flood", ("compute",), ("dataset:*",))
+    site.leave("flood")
+    site.close()
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "",
+        "https://x",
+        "https://x/projects/a@b",
+        "https://x/projects/a#b",
+        "http://x/projects/a@b#c",
+    ],
+)
+def test_no_link(link: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_link(link)
+
+
+async def test_strangers_are_told_nothing_of_memberships(federation: LocalFederation) -> None:
+    nobody = Caller(federation, "north", None)
+    question = MembershipQuestion(issuer="urn:x", subject="x", projects=("drought",))
+    body = msgspec.json.encode(question)
+    status, failure = await nobody.refused("POST", "/memberships", data=body)
+    assert (status, failure.reason) == (401, "token_invalid")
+    owner = Caller(federation, "north", federation.token["north"])
+    status, failure = await owner.refused("POST", "/memberships", data=body)
+    assert (status, failure.reason) == (401, "token_invalid")
