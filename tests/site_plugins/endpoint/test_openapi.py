@@ -65,7 +65,7 @@ def operations() -> list[tuple[str, str]]:
     from site_plugins.endpoint.app import ROUTERS
 
     return sorted(
-        (method, route.path)
+        (method, route.path_format)
         for router in ROUTERS
         for route in router.routes
         for method in getattr(route, "methods", ())
