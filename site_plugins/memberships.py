@@ -39,6 +39,7 @@ from site_plugins.peer_requests import PeerRequests
 from site_plugins.peers import PeerList
 from site_plugins.policy import Policy
 from site_plugins.projects import ProjectStore
+from site_plugins.signed_texts import peek
 from site_plugins.statements import StatementSigner
 from site_plugins.tokens import Principal
 
@@ -308,16 +309,15 @@ class Memberships:
         return MembershipAnswer(statement=self._signer.sign(ANSWER, claims, STATEMENT_SECONDS))
 
     def _asker(self, body: bytes, statement: str) -> str:
-        expected = {"aud": self.site, "for": _digest(body)}
-        for name, peer in self._peers.exchanging().items():
-            assert peer.verifier is not None  # noqa: S101
-            claims = peer.verifier.verify(QUESTION, statement, STATEMENT_SECONDS)
-            if claims is not None:
-                if claims.get("iss") == name and all(
-                    claims.get(key) == value for key, value in expected.items()
-                ):
-                    return name
-                break
+        # Who it says it is, tells with which key to verify it, and nothing else.
+        seen = peek(statement)
+        named = None if seen is None else seen[1].get("iss")
+        peer = self._peers.exchanging().get(named) if isinstance(named, str) else None
+        if peer is not None and peer.verifier is not None:
+            claims = peer.verifier.verify(QUESTION, statement, STATEMENT_SECONDS) or {}
+            expected = {"iss": peer.name, "aud": self.site, "for": _digest(body)}
+            if all(claims.get(name) == value for name, value in expected.items()):
+                return peer.name
         raise NotAuthenticated(
             "Only peers are told of memberships.", reason=Reason.TOKEN_INVALID, site=self.site
         )
