@@ -15,6 +15,7 @@ from benchmarks.result import Result
 
 NAMES = (
     "bytes_crossing",
+    "calls",
     "one_site",
     "open_dataset",
     "placement_optimum",

@@ -45,6 +45,7 @@ from site_plugins.functions import ModuleOrigin, PickledOrigin, signature_of
 from site_plugins.opening import open_lazily, without_paths
 from site_plugins.signatures import ArgumentError, Signature
 from site_plugins.stopping import CALL_TOPIC, CallStopped, plugin_of
+from site_plugins.worker_clients import ensure_client
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -202,6 +203,7 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome:
 
     worker = get_worker()
     plugin = plugin_of(worker)
+    ensure_client(worker)
     token = _current.set(_Reporter(task.call, worker))
     start = time.perf_counter()
     running = plugin.enter(task.key, task.call, task.seconds)

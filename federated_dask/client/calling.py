@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,7 +118,7 @@ class FunctionCaller:
         call = partial(self._call, found, version or None, given)
 
         def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
-            return loop.start(call(progress))
+            return _started(lambda settled: call(progress, settled))
 
         progress = CallProgress()
         return FederatedFuture(again(progress), label=name, progress=progress, again=again)
@@ -200,7 +201,8 @@ class FunctionCaller:
         version: str | None,
         given: Mapping[str, Any],
         progress: CallProgress,
-    ) -> ReturnedObject:
+        settled: concurrent.futures.Future[Any],
+    ) -> None:
         encoded = await encode_arguments(self, function, given)
         description = function.description
         submission = CallSubmission(
@@ -226,8 +228,43 @@ class FunctionCaller:
                         case Failure():
                             raise task_error(event)
                         case Returned():
-                            return ReturnedObject(connection, event, received)
-        raise connection_lost(function.site)
+                            # At once; what comes after is only the end of the reply.
+                            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                                settled.set_result(ReturnedObject(connection, event, received))
+        if not settled.done():
+            raise connection_lost(function.site)
+
+
+def _started(
+    call: Callable[[concurrent.futures.Future[Any]], Coroutine[Any, Any, None]],
+) -> concurrent.futures.Future[Any]:
+    """Start a call; give the future that it settles, maybe some time before it ends."""
+    settled: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    run = loop.start(call(settled))
+
+    # Neither holds the other, so that what was returned goes when nobody wants it any more.
+    reference = weakref.ref(settled)
+
+    def stop(ended: concurrent.futures.Future[Any]) -> None:
+        if ended.cancelled():
+            ended.set_running_or_notify_cancel()
+            run.cancel()
+
+    def end(_: object) -> None:
+        error = None if run.cancelled() else run.exception()
+        waiting = reference()
+        if waiting is None or waiting.done():
+            return
+        # It may be cancelled at this very moment.
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            if error is not None:
+                waiting.set_exception(error)
+            else:
+                waiting.cancel()
+
+    settled.add_done_callback(stop)
+    run.add_done_callback(end)
+    return settled
 
 
 def _several(

@@ -412,8 +412,11 @@ class SiteConnection:
                     if isinstance(event, Failure):
                         event = named_failure(event, self.name)
                     if isinstance(event, Finished | Returned | Failure):
-                        await reply.read_end()
-                        yield event, frame.buffers
+                        try:
+                            # At once: what the site does after that is not waited for.
+                            yield event, frame.buffers
+                        finally:
+                            await reply.read_end()
                         return
                     yield event, frame.buffers
             raise connection_lost(self.name)

@@ -152,15 +152,28 @@ def wait(
         raise ConfigurationError("return_when is 'ALL_COMPLETED' or 'FIRST_COMPLETED'.")
     several = [futures] if isinstance(futures, FederatedFuture) else list(futures)
     inner = [future._future for future in several]
-    done, running = concurrent.futures.wait(inner, timeout, return_when)
-    if running if return_when == "ALL_COMPLETED" else inner and not done:
+    enough = all if return_when == "ALL_COMPLETED" else any
+    changed = threading.Condition()
+
+    def look(_: object) -> None:
+        with changed:
+            changed.notify_all()
+
+    for each in set(inner):
+        each.add_done_callback(look)
+    with changed:
+        in_time = not inner or changed.wait_for(
+            lambda: enough(each.done() for each in inner), timeout
+        )
+    ended = {future for future, each in zip(several, inner, strict=True) if each.done()}
+    left = set(several) - ended
+    if not in_time:
         raise SiteUnavailable(
-            f"{len(running)} of {len(set(inner))} futures did not end within {timeout:g} seconds.",
+            f"{len(left)} of {len(set(inner))} futures did not end within {timeout:g} seconds.",
             reason=Reason.TIMED_OUT,
             hint="Wait longer, or cancel() them.",
         )
-    ended = {future for future, each in zip(several, inner, strict=True) if each in done}
-    return DoneAndNotDone(ended, set(several) - ended)
+    return DoneAndNotDone(ended, left)
 
 
 def progress(

@@ -472,6 +472,9 @@ class TestSeveral:
         stub.released.set()
         assert wait([slow, quick], timeout=PATIENCE).not_done == set()
         assert wait([]) == (set(), set())
+        cancelled = fed.submit("north/slow", 1)
+        cancelled.cancel()
+        assert wait([cancelled, quick], timeout=PATIENCE).done == {cancelled, quick}
 
     async def test_in_coroutines(self, stub: StubSite, address: str, ca: str) -> None:
         stub.functions = (described("anything", parameter("value", required=False)), TREND)

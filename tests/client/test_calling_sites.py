@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 
+import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -162,6 +163,19 @@ def test_what_a_function_raises(fed: FederatedClient) -> None:
         future.result()
     assert caught.value.__cause__.reason is Reason.FUNCTION_FAILED
     assert "in fail" in future.traceback()
+
+
+def test_calls_leave_the_default_scheduler_alone(federation: LocalFederation) -> None:
+    # The workers are threads of this process, and compute inside of functions.
+    before = dask.config.get("scheduler", None)
+    with FederatedClient(federation, timeout=PATIENCE, progress=False) as fed:
+        own = dask.config.get("scheduler")
+        lazy = fed.submit("north/anomaly", "north/made/wind").to_dataarray()
+        fed.submit("north/mean_of", lazy.mean("time").data).result()
+        assert dask.config.get("scheduler") is own
+        assert float(lazy.count().compute()) > 0
+        assert fed.last_run.sites
+    assert dask.config.get("scheduler", None) is before
 
 
 def test_progress_and_cancelling(fed: FederatedClient, federation: LocalFederation) -> None:
