@@ -251,6 +251,13 @@ class TokenVerifiers:
             issuer = self._issuers.get(named) if isinstance(named, str) else None
             if issuer is not None:
                 return await issuer.verify(str(text), header)
+        if not text and any(section.client_id for section in self.sections):
+            raise NotAuthenticated(
+                "This site answers only with a token.",
+                reason=Reason.TOKEN_MISSING,
+                site=self._site,
+                hint=LOG_IN,
+            )
         return self._own.verify(text)
 
     async def close(self) -> None:

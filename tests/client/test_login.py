@@ -59,7 +59,14 @@ def site(provider: OpenIDProvider) -> Iterator[LocalFederation]:
         "client_id": "federated-dask",
     }
     data = xr.Dataset({"air": ("time", np.arange(10.0))})
-    sites = {"north": {"datasets": {"a1b": data}, "issuers": [issuer]}, "south": {}}
+    grants = [
+        {"to": "anyone", "may": ["compute"], "on": ["dataset:a1b"]},
+        {"to": "group:climate@idp", "may": ["compute"], "on": ["dataset:soil"]},
+        {"to": f"user:{provider.issuer} robot", "may": ["compute"], "on": ["dataset:own"]},
+    ]
+    datasets = {"a1b": data, "soil": data, "own": data}
+    north = {"datasets": datasets, "issuers": [issuer], "grants": grants}
+    sites = {"north": north, "south": {}}
     with LocalFederation(sites, n_workers=1) as running:
         yield running
 
@@ -177,6 +184,29 @@ async def test_without_a_refresh_token_the_site_says_that_it_ended(
         await connection.catalogue()
     assert caught.value.reason == "token_expired"
     await connection.close()
+
+
+async def visible(site: LocalFederation, token: str) -> list[str]:
+    """Datasets that the site shows to the bearer of a token."""
+    connection = SiteConnection("north", site.addresses["north"], token, site.verify)
+    try:
+        return [dataset.name for dataset in (await connection.catalogue()).datasets]
+    finally:
+        await connection.close()
+
+
+async def test_grants_to_groups_and_users_of_a_provider(
+    provider: OpenIDProvider, site: LocalFederation
+) -> None:
+    async def robot(*groups: str) -> str:
+        return await asyncio.to_thread(provider.token, AUDIENCE, groups=list(groups))
+
+    assert await visible(site, await robot()) == ["a1b", "own"]
+    assert await visible(site, await robot("climate")) == ["a1b", "own", "soil"]
+    # Whole names only, and nobody else's group of that name.
+    assert await visible(site, await robot("climat", "climates", "@idp")) == ["a1b", "own"]
+    own = site.new_token("north", "robot", groups=["climate"])
+    assert await visible(site, own) == ["a1b"]
 
 
 def test_a_user_who_aborts(provider: OpenIDProvider, site: LocalFederation, ca: Path) -> None:

@@ -182,6 +182,13 @@ def test_check_sees_a_key_that_signs_no_tokens(north: Path) -> None:
     assert "is not an Ed25519 or EC P-256 private key" in result.output
 
 
+def test_check_sees_a_provider_whose_keys_cannot_be_fetched(north: Path) -> None:
+    issuer = '\n[[issuers]]\nname = "idp"\nurl = "https://127.0.0.1:1"\naudience = "north"\n'
+    result = run(site, "check", add(north, issuer))
+    assert result.exit_code == 1
+    assert "keys of issuer idp at https://127.0.0.1:1 cannot be fetched" in result.output
+
+
 def test_a_wrong_config_is_one_message(north: Path) -> None:
     config = add(north, "\nsurprise = 1\n[[peers]]\nname = 'x'\n")
     for command in ("check", "serve"):

@@ -322,6 +322,14 @@ async def test_no_token(idp: Issuer, own: Site) -> None:
         assert caught.value.reason == Reason.TOKEN_MISSING
 
 
+async def test_who_has_no_token_is_told_to_log_in(idp: Issuer, own: Site) -> None:
+    for client_id, hint in ((None, "federated-dask token create"), ("app", "federated-dask login")):
+        verifiers = idp.verifiers(own, client_id=client_id)
+        with pytest.raises(NotAuthenticated, match=hint) as caught:
+            await verifiers.verify(None)
+        assert caught.value.reason == Reason.TOKEN_MISSING
+
+
 async def test_groups_of_all_claims(idp: Issuer, own: Site) -> None:
     token = idp.token(
         groups=["climate", "climate"],
