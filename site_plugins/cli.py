@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import re
@@ -244,9 +245,33 @@ def _problems_of_files(config: SiteConfig) -> Iterator[str]:
         TokenVerifier.from_config(config)
     except ConfigurationError as error:
         yield error.message
+    yield from _problems_of_issuers(config)
     for path in (key, config.tokens.private_key):
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             yield f"{path} can be used by others than its owner: chmod 600 {path}"
+
+
+def _problems_of_issuers(config: SiteConfig) -> Iterator[str]:
+    """Say of which OpenID providers the keys cannot be fetched."""
+    import asyncio
+
+    from site_plugins.issuer_keys import IssuerKeys, KeysUnavailable
+
+    async def fetch(keys: IssuerKeys) -> bool:
+        try:
+            await keys.find(None, "RS256")
+        except KeysUnavailable:
+            return False
+        finally:
+            await keys.close()
+        return True
+
+    for section in config.issuers:
+        try:
+            if not asyncio.run(fetch(IssuerKeys(section))):
+                yield f"the keys of issuer {section.name} at {section.url} cannot be fetched"
+        except ConfigurationError as error:
+            yield error.message
 
 
 @site.command()
@@ -325,6 +350,7 @@ def revoke(
     issuer: str | None,
 ) -> None:
     """Revoke tokens; a running site refuses them at once."""
+    from site_plugins.audit import AUDIT_LOG, Audit
     from site_plugins.config import load_config
     from site_plugins.registry import REGISTRY, Registry
     from site_plugins.revocations import Revocations
@@ -340,15 +366,23 @@ def revoke(
         issuer, token_id = claims.get("iss"), claims.get("jti")
         if not (isinstance(issuer, str) and isinstance(token_id, str)):
             raise click.BadParameter("holds no token with a `jti`.", param_hint="--token-file")
-    registry = Registry(checked.site.state / REGISTRY)
-    try:
+    with (
+        contextlib.closing(Registry(checked.site.state / REGISTRY)) as registry,
+        contextlib.closing(Audit(checked.site.state / AUDIT_LOG)) as audit,
+    ):
         revocations = Revocations(registry)
         if subject is not None:
             revocations.add(issuer, "subject", subject)
         else:
             revocations.add(issuer, "token", str(token_id))
-    finally:
-        registry.close()
+        audit.write(
+            "token_revoked",
+            None,
+            by="the operator",
+            issuer=issuer,
+            subject=subject,
+            token_id=token_id,
+        )
     click.echo("Revoked.")
 
 

@@ -22,7 +22,7 @@ from site_plugins.issuer_keys import ALGORITHMS, IssuerKeys, KeysUnavailable, Pr
 from site_plugins.registry import Registry
 from site_plugins.revocations import Revocations
 from site_plugins.signed_texts import expiry_of, is_text, parse_json, peek
-from site_plugins.tokens import MOST_GROUPS, Principal, TokenVerifier
+from site_plugins.tokens import Principal, TokenVerifier
 
 __all__ = ["OpenIDIssuer", "TokenVerifiers"]
 
@@ -31,6 +31,8 @@ HEADERS = {"alg", "typ", "kid", "x5t", "x5t#S256"}
 KNOWN_ALGORITHMS = {algorithm for some in ALGORITHMS.values() for algorithm in some}
 TYPES = {"at+jwt": {"at+jwt", "application/at+jwt"}, "JWT": {"JWT"}}
 MOST_AUDIENCES = 16
+MOST_TEXTS = 256
+"""In a claim of groups, and groups in all."""
 LOG_IN = "`federated-dask login URL` gets a new token."
 
 
@@ -114,7 +116,7 @@ class OpenIDIssuer:
         if section.audience not in _texts(claims.get("aud"), MOST_AUDIENCES):
             return None
         groups = tuple(dict.fromkeys(f"{group}@{section.name}" for group in self._groups(claims)))
-        if len(groups) > MOST_GROUPS or not all(is_text(group) for group in groups):
+        if len(groups) > MOST_TEXTS or not all(is_text(group) for group in groups):
             return None
         return Principal(
             issuer=section.url,
@@ -127,9 +129,9 @@ class OpenIDIssuer:
 
     def _groups(self, claims: dict[str, Any]) -> Iterator[str]:
         for name in self.section.groups_claims:
-            yield from _texts(claims.get(name), 4 * MOST_GROUPS)
+            yield from _texts(claims.get(name), MOST_TEXTS)
         for name in self.section.entitlement_claims:
-            for entitlement in _texts(claims.get(name), 4 * MOST_GROUPS):
+            for entitlement in _texts(claims.get(name), MOST_TEXTS):
                 yield from groups_of(entitlement, self.section.namespaces)
 
 

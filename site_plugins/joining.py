@@ -70,6 +70,7 @@ async def join(config: SiteConfig, peers: PeerList, address: str, text: str) -> 
         public_key = plain_public_key(told.public_key)
         ca = None if told.ca is None else plain_certificates(told.ca)
         trust = ssl.create_default_context(cadata=ca)
+        PeerSection(name=told.name, address=address)
     except (msgspec.MsgspecError, ValueError, ssl.SSLError) as error:
         raise _unlike_a_site(address) from error
     if peers.has(told.name, public_key):

@@ -39,6 +39,7 @@ from site_plugins.peer_requests import PeerRequests
 from site_plugins.peers import PeerList
 from site_plugins.policy import Policy
 from site_plugins.projects import ProjectStore
+from site_plugins.signed_texts import peek
 from site_plugins.statements import StatementSigner
 from site_plugins.tokens import Principal
 
@@ -52,7 +53,7 @@ STATEMENT_SECONDS = 60.0
 KEPT_SECONDS = 50.0
 """With the time that asking takes, what was revoked is without effect within a minute."""
 AGING_SECONDS = 20.0
-FAILED_SECONDS = 5.0
+FAILED_SECONDS = 10.0
 ASK_SECONDS = 5.0
 MOST_KEPT = 10_000
 
@@ -62,13 +63,11 @@ class _Answer:
     asked: float
     about: frozenset[str]
     projects: frozenset[str]
-    failed: bool = False
 
     def holds(self, about: frozenset[str], seconds: float | None = None) -> bool:
         """Say whether it can still be used; whether it is younger than some seconds."""
         longest = KEPT_SECONDS if seconds is None else seconds
-        age = time.monotonic() - self.asked
-        return about <= self.about and age < (FAILED_SECONDS if self.failed else longest)
+        return about <= self.about and time.monotonic() - self.asked < longest
 
 
 class Memberships:
@@ -103,6 +102,8 @@ class Memberships:
         self._verified_issuers = frozenset(verified_issuers)
         self._requests = PeerRequests(policy.site)
         self._answers: dict[tuple[str, str, str], _Answer] = {}
+        self._down: dict[str, float] = {}
+        """Peers that did not answer, and until when they are not asked."""
         self._asking: dict[tuple[str, str, str], asyncio.Task[_Answer]] = {}
 
     @property
@@ -149,7 +150,8 @@ class Memberships:
         known = self._answers.get(key)
         if known is None:
             return False
-        if about and not known.holds(about, AGING_SECONDS):
+        is_down = time.monotonic() < self._down.get(host, 0.0)
+        if about and not is_down and not known.holds(about, AGING_SECONDS):
             # Policies are asked in threads too, where nobody can be asked.
             with contextlib.suppress(RuntimeError):
                 self._ask(key, principal, about)
@@ -170,6 +172,9 @@ class Memberships:
         known = self._answers.get(key)
         if known is not None and known.holds(about):
             return known
+        if time.monotonic() < self._down.get(host, 0.0):
+            # Else a site that is down would slow down everybody's requests here.
+            return _Answer(asked=time.monotonic(), about=about, projects=frozenset())
         # Whoever waits for it may go away; others wait too.
         return await asyncio.shield(self._ask(key, principal, about))
 
@@ -197,7 +202,12 @@ class Memberships:
             answer = _Answer(asked=asked, about=about, projects=projects & about)
         except FederatedError as error:
             logger.warning("Site %s did not tell of memberships: %s", host, error.reason)
-            answer = _Answer(asked=asked, about=about, projects=frozenset(), failed=True)
+            self._down[host] = time.monotonic() + FAILED_SECONDS
+            # What was known still holds as long as it would have.
+            known = self._answers.get(key)
+            if known is not None and known.holds(about):
+                return known
+            return _Answer(asked=asked, about=about, projects=frozenset())
         if len(self._answers) >= MOST_KEPT:
             self._answers.clear()
         self._answers[key] = answer
@@ -299,16 +309,15 @@ class Memberships:
         return MembershipAnswer(statement=self._signer.sign(ANSWER, claims, STATEMENT_SECONDS))
 
     def _asker(self, body: bytes, statement: str) -> str:
-        expected = {"aud": self.site, "for": _digest(body)}
-        for name, peer in self._peers.exchanging().items():
-            assert peer.verifier is not None  # noqa: S101
-            claims = peer.verifier.verify(QUESTION, statement, STATEMENT_SECONDS)
-            if claims is not None:
-                if claims.get("iss") == name and all(
-                    claims.get(key) == value for key, value in expected.items()
-                ):
-                    return name
-                break
+        # Who it says it is, tells with which key to verify it, and nothing else.
+        seen = peek(statement)
+        named = None if seen is None else seen[1].get("iss")
+        peer = self._peers.exchanging().get(named) if isinstance(named, str) else None
+        if peer is not None and peer.verifier is not None:
+            claims = peer.verifier.verify(QUESTION, statement, STATEMENT_SECONDS) or {}
+            expected = {"iss": peer.name, "aud": self.site, "for": _digest(body)}
+            if all(claims.get(name) == value for name, value in expected.items()):
+                return peer.name
         raise NotAuthenticated(
             "Only peers are told of memberships.", reason=Reason.TOKEN_INVALID, site=self.site
         )

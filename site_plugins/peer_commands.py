@@ -10,26 +10,31 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from site_plugins.audit import Audit
     from site_plugins.config import SiteConfig
     from site_plugins.peers import PeerList
     from site_plugins.registry import Registry
 
 __all__ = ["forget", "invite", "join", "peers"]
 
+OPERATOR = "the operator"
 CONFIG = click.argument("config", metavar="SITE.TOML", type=click.Path(path_type=Path))
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[SiteConfig, Registry, PeerList]]:
+def _opened(path: Path) -> Iterator[tuple[SiteConfig, Registry, PeerList, Audit]]:
+    from site_plugins.audit import AUDIT_LOG, Audit
     from site_plugins.config import load_config
     from site_plugins.peers import PeerList
     from site_plugins.registry import REGISTRY, Registry
 
     config = load_config(path)
     registry = Registry(config.site.state / REGISTRY)
+    audit = Audit(config.site.state / AUDIT_LOG)
     try:
-        yield config, registry, PeerList(config, registry)
+        yield config, registry, PeerList(config, registry), audit
     finally:
+        audit.close()
         registry.close()
 
 
@@ -49,8 +54,9 @@ def invite(config: Path, name: str, lifetime: str) -> None:
         seconds = parse_duration(lifetime)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--lifetime") from error
-    with _opened(config) as (site, registry, known):
+    with _opened(config) as (site, registry, known, audit):
         code = Invitations(site, registry, known).create(name, seconds)
+        audit.write("peer_invited", None, by=OPERATOR, peer=name)
     click.echo(f"The operator of {name!r} runs, within {lifetime}:\n", err=True)
     click.echo(f"federated-dask site join SITE.TOML {site.public_address()} {code}")
 
@@ -65,8 +71,9 @@ def join(config: Path, address: str, code: str) -> None:
 
     from site_plugins.joining import join as join_site
 
-    with _opened(config) as (site, _, known):
+    with _opened(config) as (site, _, known, audit):
         name = asyncio.run(join_site(site, known, address, code))
+        audit.write("peer_joined", None, by=OPERATOR, peer=name, address=address)
     click.echo(f"{site.name!r} and {name!r} are peers.")
 
 
@@ -74,7 +81,7 @@ def join(config: Path, address: str, code: str) -> None:
 @CONFIG
 def peers(config: Path) -> None:
     """List the peers of a site."""
-    with _opened(config) as (_, _, known):
+    with _opened(config) as (_, _, known, _):
         for name, peer in sorted(known.current().items()):
             whence = "by invitation" if peer.learnt else "site.toml"
             exchanges = "" if peer.verifier is not None else "; no public key, nothing is exchanged"
@@ -86,6 +93,7 @@ def peers(config: Path) -> None:
 @click.argument("name")
 def forget(config: Path, name: str) -> None:
     """Remove a peer that joined by invitation; it is refused from now on."""
-    with _opened(config) as (_, _, known):
+    with _opened(config) as (_, _, known, audit):
         known.forget(name)
+        audit.write("peer_forgotten", None, by=OPERATOR, peer=name)
     click.echo(f"{name!r} is no peer any more. Its operator may want to forget this site too.")

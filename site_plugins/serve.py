@@ -25,6 +25,7 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.jobs import JobSettings
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.server import EndpointServer
+from site_plugins.endpoint.web_calls import CallBook
 from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.memberships import Memberships
@@ -55,12 +56,17 @@ class Site:
         URL of its Dask dashboard.
     client : distributed.Client
         The endpoint's client of the site's scheduler.
+    book : CallBook
+        Calls that the endpoint remembers.
     """
 
-    def __init__(self, config: SiteConfig, server: EndpointServer, client: Client) -> None:
+    def __init__(
+        self, config: SiteConfig, server: EndpointServer, client: Client, book: CallBook
+    ) -> None:
         self.name = config.name
         self.address = config.public_address(server.port)
         self.client = client
+        self.book = book
         self.dashboard_link = _dashboard_link(client)
 
     def __repr__(self) -> str:
@@ -138,21 +144,24 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             heartbeat_seconds=config.limits.heartbeat_seconds,
             task_bytes=config.limits.task_bytes,
         )
+        app = create_app(
+            gateway,
+            verifiers,
+            policy,
+            registry,
+            audit=audit,
+            settings=settings,
+            peering=peering,
+            functions=config.functions,
+            origins=config.endpoint.origins,
+            call_seconds=config.limits.lease_seconds,
+            invitations=Invitations(config, registry, peers),
+            memberships=memberships,
+            projects=projects,
+        )
+        stack.push_async_callback(app.state.book.close)
         server = EndpointServer(
-            create_app(
-                gateway,
-                verifiers,
-                policy,
-                registry,
-                audit=audit,
-                settings=settings,
-                peering=peering,
-                functions=config.functions,
-                origins=config.endpoint.origins,
-                invitations=Invitations(config, registry, peers),
-                memberships=memberships,
-                projects=projects,
-            ),
+            app,
             config.endpoint.host,
             config.endpoint.port,
             certificate=config.endpoint.certificate,
@@ -161,7 +170,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         )
         stack.push_async_callback(server.stop)
         await server.start()
-        site = Site(config, server, client)
+        site = Site(config, server, client, app.state.book)
         logger.info("Site %s answers at %s", site.name, site.address)
         yield site
 

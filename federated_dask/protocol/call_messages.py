@@ -9,7 +9,7 @@ its own among them::
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta
 
@@ -31,6 +31,7 @@ __all__ = [
     "AnyCallEvent",
     "Argument",
     "CallProgress",
+    "CallStatus",
     "CallSubmission",
     "DatasetArgument",
     "FunctionDescription",
@@ -40,6 +41,7 @@ __all__ = [
     "ParameterDescription",
     "PlainArgument",
     "ResultDescription",
+    "ResultSummary",
     "Returned",
     "SentArgument",
 ]
@@ -169,6 +171,31 @@ class Returned(JobEvent, frozen=True, kw_only=True, tag="returned"):
     derived: tuple[tuple[str, int | None], ...] = ()
     """Datasets that it derives from, and how many bytes of each one job may release."""
     compute_seconds: float = 0.0
+
+
+class ResultSummary(Message, frozen=True, kw_only=True):
+    """What a call returned, in a few words."""
+
+    kind: Kind
+    size: Size
+    """Bytes of its arrays."""
+    parts: Size
+    """Chunks that the site holds; 0 where all of it stands in the reply."""
+
+
+class CallStatus(Message, frozen=True, kw_only=True):
+    """How a call goes (``GET /calls/{call}``)."""
+
+    call: str
+    function: str
+    status: Literal["running", "finished", "failed"]
+    fraction: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """As the function reports."""
+    message: str = ""
+    seconds: Seconds = 0.0
+    """Since it began, or that it took."""
+    result: ResultSummary | None = None
+    failure: Failure | None = None
 
 
 AnyCallEvent: TypeAlias = Accepted | CallProgress | Heartbeat | Returned | Failure

@@ -33,7 +33,9 @@ from site_plugins.endpoint.refusals import Refusals
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import SCHEMA, components
 from site_plugins.endpoint.streams import ByteBudget
+from site_plugins.endpoint.web_calls import CallBook
 from site_plugins.endpoint.web_data import router as web_data_router
+from site_plugins.endpoint.web_routes import router as web_router
 from site_plugins.invitations import Invitations
 from site_plugins.issuers import TokenVerifiers
 from site_plugins.memberships import Memberships
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 ROUTERS = (
     router,
     web_data_router,
+    web_router,
     terms_routes.router,
     grant_routes.router,
     call_routes.router,
@@ -101,6 +104,7 @@ def create_app(
     projects: ProjectStore | None = None,
     body_seconds: float = 300.0,
     origins: Sequence[str] = (),
+    call_seconds: float = 3600.0,
 ) -> FastAPI:
     """Make the endpoint's application.
 
@@ -134,6 +138,8 @@ def create_app(
         Deadline for the body of a request.
     origins : sequence of str, optional
         Of pages elsewhere that may ask this site; browsers let no others.
+    call_seconds : float, optional
+        How long a call without frames is remembered after its end.
     """
     app = FastAPI(
         title=f"federated_dask site {gateway.site}",
@@ -153,6 +159,7 @@ def create_app(
     app.state.access = Access(gateway, policy, registry, app.state.audit)
     app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
     app.state.calls = CallRunner(app.state.runner, functions)
+    app.state.book = CallBook(app.state.calls, call_seconds)
     app.state.peering = peering
     app.state.invitations = invitations
     app.state.memberships = memberships

@@ -71,7 +71,9 @@ async def join(request: Request) -> Response:
     invitations: Invitations | None = request.app.state.invitations
     if invitations is None:
         raise NotAuthenticated("This site invites nobody.", reason=Reason.TOKEN_INVALID)
-    introduction = invitations.accept(await received(request, JoinRequest))
+    asked = await received(request, JoinRequest)
+    introduction = invitations.accept(asked)
+    request.app.state.audit.write("peer_joined", None, peer=asked.name, address=asked.address)
     return Response(msgspec.json.encode(introduction), media_type="application/json")
 
 

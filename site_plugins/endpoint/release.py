@@ -78,6 +78,13 @@ class Release:
 
     def require(self, datasets: Iterable[str] | None = None) -> None:
         """Raise `NotPermitted` unless the principal may still compute with datasets."""
+        if self.policy.standing(self.principal) is None:
+            raise NotPermitted(
+                "Your token was revoked.",
+                reason=Reason.NOT_PERMITTED,
+                site=self.policy.site,
+                hint="Ask the site's operator.",
+            )
         for name in self.egress if datasets is None else datasets:
             # What came from a peer was released there, to the same principal.
             if name not in self.egress:

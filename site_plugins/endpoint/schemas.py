@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from federated_dask.errors import Reason, from_reason
-from federated_dask.protocol.call_messages import FunctionDescription, Functions
+from federated_dask.protocol.call_messages import CallStatus, FunctionDescription, Functions
 from federated_dask.protocol.grant_messages import (
     Grant,
     GrantAnswer,
@@ -59,6 +59,7 @@ def components() -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
         [
             Budget,
+            CallStatus,
             Catalogue,
             DelegationReply,
             DelegationRequest,

@@ -300,6 +300,32 @@ def test_a_login_travels_as_its_token_only() -> None:
     assert pickle.loads(data).parameters.token == "a.b.c"
 
 
+def test_the_command_runs_the_device_flow(
+    provider: OpenIDProvider, site: LocalFederation, ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from federated_dask import login_commands
+    from federated_dask.cli import cli
+
+    show = login_commands._show
+
+    def confirm(code: DeviceCode) -> None:
+        show(code)
+        provider.approve(code.address, "ada")
+
+    monkeypatch.setattr(login_commands, "_show", confirm)
+    monkeypatch.setattr(login_module, "POLL_SECONDS", 0.1)
+    result = CliRunner().invoke(cli, ["login", site.addresses["north"], "--ca", str(ca)])
+    assert result.exit_code == 0, result.output
+    assert f"Open {provider.issuer}/device?user_code=" in result.stderr
+    login = load_login(site.addresses["north"])
+    assert login is not None
+    assert login.access_token not in result.output
+    with FederatedClient(site.addresses["north"]) as fed:
+        assert "north/a1b" in fed.datasets
+
+
 def test_the_commands(site: LocalFederation, tmp_path: Path) -> None:
     from click.testing import CliRunner
 

@@ -24,6 +24,7 @@ from federated_dask.errors import (
 )
 from federated_dask.protocol.identity_messages import JoinRequest, SiteIntroduction
 from site_plugins import LocalFederation
+from site_plugins.audit import AUDIT_LOG, entries, verify
 from site_plugins.certificates import write_certificates
 from site_plugins.cli import site as site_command
 from site_plugins.config import SiteConfig, parse_config
@@ -321,6 +322,10 @@ def site_toml(federation: LocalFederation, name: str, folder: Path) -> Path:
     return path
 
 
+def state_of(strangers: dict[str, LocalFederation], name: str) -> Path:
+    return strangers[name]._configs[name].site.state
+
+
 def run(*arguments: object) -> str:
     result = CliRunner().invoke(site_command, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
@@ -362,6 +367,14 @@ def test_two_running_sites_become_peers_and_exchange_values(
     with pytest.raises(AssertionError, match="There is a peer 'south' already"):
         run("invite", paths["north"], "--name", "south")
     run("forget", paths["north"], "south")
+    written = [entry["event"] for entry in entries(state_of(strangers, "north") / AUDIT_LOG)]
+    assert [event for event in written if event.startswith("peer")] == [
+        "peer_invited",
+        "peer_joined",
+        "peer_forgotten",
+    ]
+    assert list(verify(state_of(strangers, "north") / AUDIT_LOG)) == []
+    assert code not in (state_of(strangers, "north") / AUDIT_LOG).read_text()
     assert peers_of(strangers["north"], "north") == {}
 
 

@@ -304,8 +304,27 @@ async def test_a_peer_that_does_not_answer_has_no_members(north: Home, south: Ho
 
     south.wait = fail
     assert await south.memberships.of(BOB) == ()
+    # Nor is it asked again at once, whoever it is about.
     assert await south.memberships.of(BOB) == ()
+    assert await south.memberships.of(EVE) == ()
     assert len(south.asked) == 1
+
+
+async def test_what_was_known_ends_although_the_peer_does_not_answer(
+    north: Home, south: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_bob(north.projects)
+    member = person("bob", BOB.issuer, projects=await south.memberships.of(BOB))
+
+    async def fail() -> None:
+        raise SiteUnavailable("It is down.", reason=Reason.UNREACHABLE)
+
+    south.wait = fail
+    assert await south.memberships.of(BOB) == ("drought@north",)
+    monkeypatch.setattr(memberships, "KEPT_SECONDS", 0.0)
+    assert await south.memberships.of(BOB) == ()
+    assert south.memberships.standing(member).projects == ()
+    assert await south.memberships.of(BOB) == ()
 
 
 async def test_a_forgotten_peer_is_not_asked(north: Home, south: Home) -> None:
@@ -346,9 +365,12 @@ async def test_statements_are_about_one_question(north: Home, south: Home, tmp_p
         lambda answer: MembershipAnswer(statement=""),
     ]
     for tamper in wrong:
+        south.memberships._down.clear()
         south.memberships._answers.clear()
         south.tamper = tamper
         assert await south.memberships.of(BOB) == ()
+    assert len(south.asked) == len(wrong)
+    south.memberships._down.clear()
     south.memberships._answers.clear()
     south.tamper = signed()
     # Of more projects than were asked for, only those count that were.

@@ -12,6 +12,7 @@ from federated_dask.protocol.messages import Accepted, Failure, Finished, Output
 from site_plugins import LocalFederation
 from site_plugins.policy import Policy
 from site_plugins.registry import REGISTRY, Registry
+from site_plugins.revocations import Revocations
 from tests.site_plugins import graphs
 from tests.site_plugins.helpers import DEADLINE, Caller, dataset, submission
 
@@ -176,6 +177,28 @@ async def test_a_grant_at_run_time_opens_and_closes(granted: LocalFederation) ->
         status, failure = await cyd.refused("POST", "/jobs", data=submission(again, 0))
         assert (status, failure.reason) == (403, "not_permitted")
     assert (await cyd.read("DELETE", f"/leases/{finished.lease}"))[0] == 204
+
+
+@pytest.mark.parametrize("data", [True, False])
+async def test_a_running_job_is_cancelled_when_its_token_is_revoked(
+    granted: LocalFederation, data: bool
+) -> None:
+    eli = caller(granted, "eli", "climate")
+    with changing(granted) as policy:
+        policy.add("user:eli", ["compute"], ["dataset:a1b"], by="test")
+        await until(eli, "/datasets/a1b", 200)
+        graph = long(await eli.version()) if data else graphs.slow_graph(5000, 500)
+        last = None
+        async for event, _ in eli.events(submission(graph, graph.tasks - 1)):
+            last = event
+            if isinstance(event, Accepted):
+                registry = Registry(granted._configs["north"].site.state / REGISTRY)
+                issuer = granted._configs["north"].token_issuer
+                Revocations(registry).add(issuer, "subject", "eli")
+                registry.close()
+    assert isinstance(last, Failure)
+    assert last.reason == "not_permitted"
+    await asyncio.to_thread(eli.wait_until_idle)
 
 
 async def test_a_running_job_is_cancelled_when_its_grant_is_revoked(
