@@ -209,6 +209,24 @@ async def test_grants_to_groups_and_users_of_a_provider(
     assert await visible(site, own) == ["a1b"]
 
 
+def test_a_user_who_takes_their_time(
+    provider: OpenIDProvider, site: LocalFederation, ca: Path
+) -> None:
+    shown: list[DeviceCode] = []
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            provider.approve(shown[0].address, "ada")
+
+    login, _ = log_in(site.addresses["north"], show=shown.append, verify=ca, wait=wait)
+    assert login.access_token
+    assert len(waited) == 3
+    # As the standard says where the provider names no interval.
+    assert min(waited) >= 5.0
+
+
 def test_a_user_who_aborts(provider: OpenIDProvider, site: LocalFederation, ca: Path) -> None:
     def abort(code: DeviceCode) -> None:
         provider.approve(code.address, "ada", abort=True)

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from site_plugins.entitlements import groups_of
 
@@ -50,3 +52,23 @@ def test_without_a_namespace_nothing_counts() -> None:
 
 def test_a_namespace_may_hold_the_word_group() -> None:
     assert groups_of("urn:x:group:group:a#y", ["urn:x:group"]) == ("a",)
+
+
+segment = st.text("abcXYZ019._-", min_size=1, max_size=8).filter(lambda text: text.strip("."))
+
+
+@given(names=st.lists(segment, min_size=1, max_size=4), other=segment)
+def test_groups_are_whole_segments(names: list[str], other: str) -> None:
+    groups = groups_of(f"{NAMESPACE}:group:{':'.join(names)}#idp.de", [NAMESPACE])
+    assert groups == tuple(":".join(names[: depth + 1]) for depth in range(len(names)))
+    longer = groups_of(f"{NAMESPACE}:group:{names[0]}{other}#idp.de", [NAMESPACE])
+    assert names[0] not in longer
+
+
+@given(text=st.text())
+def test_no_text_brings_it_to_fall(text: str) -> None:
+    for entitlement in (text, f"{NAMESPACE}:group:{text}"):
+        for group in groups_of(entitlement, [NAMESPACE]):
+            assert group.isascii()
+            assert "/" not in group
+            assert "#" not in group

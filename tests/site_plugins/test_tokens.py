@@ -8,10 +8,22 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from federated_dask.errors import ConfigurationError, NotAuthenticated, Reason
+from site_plugins.signed_texts import peek
 from site_plugins.tokens import Principal, TokenVerifier, create_token
 from tests.site_plugins.forgeries import FORGED, Site, make_site, pem, public_pem
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenVerifier, str]:
+    """A verifier and a token that it accepts."""
+    site = make_site(tmp_path_factory.mktemp("signed") / "north")
+    verifier, text = TokenVerifier.from_config(site.config), site.token()
+    assert verifier.verify(text).subject == "ada"
+    return verifier, text
 
 
 @pytest.fixture
@@ -42,6 +54,25 @@ def assert_no_part_of(text: str, error: BaseException) -> None:
     for part in text.split("."):
         assert len(part) < 12 or part not in shown
     assert error.__context__ is None
+
+
+@given(position=st.integers(0, 400), letter=st.characters(codec="utf-8"))
+def test_no_letter_of_a_token_can_be_changed(
+    signed: tuple[TokenVerifier, str], position: int, letter: str
+) -> None:
+    verifier, text = signed
+    position %= len(text)
+    changed = text[:position] + letter + text[position + 1 :]
+    if changed != text:
+        with pytest.raises(NotAuthenticated):
+            verifier.verify(changed)
+
+
+@given(text=st.text())
+def test_no_text_is_a_token(signed: tuple[TokenVerifier, str], text: str) -> None:
+    with pytest.raises(NotAuthenticated):
+        signed[0].verify(text)
+    assert peek(text) is None
 
 
 def test_the_forger_can_make_a_valid_token(site: Site) -> None:
