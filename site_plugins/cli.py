@@ -505,4 +505,12 @@ on = ["*"]
 # leases_per_owner = 500            # how many sets of held results one person may have
 # A further one, held_bytes_per_owner, is a quarter of the workers' memory where it is not given.
 # heartbeat_seconds = 5             # how often a running job says that it is alive
+
+[quotas]
+# What one person may use; a day ends at midnight UTC.
+# concurrent_jobs = 64
+# running_tasks = 4000000
+# result_bytes = "256GiB"           # of one job
+# cpu_seconds_per_day = 2000000
+# egress_per_day = "2TiB"
 """

@@ -44,6 +44,7 @@ __all__ = [
     "IssuerSection",
     "LimitsSection",
     "PeerSection",
+    "QuotasSection",
     "SiteConfig",
     "SiteSection",
     "TokensSection",
@@ -355,6 +356,20 @@ class LimitsSection(Section):
         return Limits(**{name: int(value) for name, value in given.items() if value is not None})
 
 
+class QuotasSection(Section):
+    """``[quotas]``: what one principal may use of the site."""
+
+    concurrent_jobs: Count = 64
+    """Jobs and calls at a time, of one endpoint process."""
+    running_tasks: Count = 4_000_000
+    """Tasks of these together."""
+    result_bytes: Bytes = ByteSize(256 * 2**30)
+    """Of all results of one job."""
+    cpu_seconds_per_day: float = Field(default=2_000_000.0, gt=0)
+    egress_per_day: Bytes = ByteSize(2 * 2**40)
+    """Bytes of results and reads."""
+
+
 class SiteConfig(Section):
     """All of a `site.toml`."""
 
@@ -369,6 +384,7 @@ class SiteConfig(Section):
     functions: FunctionsSection = FunctionsSection()
     limits: LimitsSection = LimitsSection()
     projects: ProjectsSection = ProjectsSection()
+    quotas: QuotasSection = QuotasSection()
 
     @model_validator(mode="after")
     def _peers_differ(self) -> SiteConfig:

@@ -40,18 +40,9 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = {
-    "title",
-    "endpoint",
-    "cluster",
-    "limits",
-    "datasets",
-    "exchanges",
-    "grants",
-    "issuers",
-    "projects",
-}
-TABLES.add("functions")
+TABLES = set(
+    "title endpoint cluster limits datasets exchanges grants issuers projects quotas functions".split()
+)
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
 """Budgets of datasets bind all; `export` would lift them."""
 
@@ -66,8 +57,9 @@ class LocalFederation:
         a path or fsspec URL, an `xarray.Dataset` (written to a temporary folder),
         or a mapping with ``"path"`` (either of these) and whatever a
         ``[datasets.<name>]`` section of `site.toml` may hold, such as
-        ``"egress": "derived"``.  ``"title"``, ``"limits"``, ``"issuers"`` and ``"grants"``
-        are as in `site.toml`; by default anyone may describe, compute and call everything.
+        ``"egress": "derived"``.  ``"title"``, ``"limits"``, ``"quotas"``, ``"issuers"`` and
+        ``"grants"`` are as in `site.toml`; by default anyone may describe, compute and
+        call everything.
         ``"exchanges"`` names the sites with which it exchanges values directly; by
         default all.
     n_workers : int, optional
@@ -285,6 +277,7 @@ def _configs(
             "grants": given.get("grants", GRANTS),
             "functions": given.get("functions", {}),
             "limits": given.get("limits", {}),
+            "quotas": given.get("quotas", {}),
             "issuers": given.get("issuers", []),
             "projects": given.get("projects", {"may_create": ["anyone"]}),
         }

@@ -33,6 +33,7 @@ from federated_dask.errors import ConfigurationError, Reason, RequestRefused
 from federated_dask.protocol.messages import Peer
 from site_plugins.config import SiteConfig
 from site_plugins.datasets import StoredDataset
+from site_plugins.fair_share import OWNER_ANNOTATION, FairShare, lay_out
 from site_plugins.functions import PublishedFunction, functions_of
 from site_plugins.offers import Offers, unwrapped
 from site_plugins.once import keep_from_running_again, mark
@@ -183,6 +184,7 @@ class SitePlugin(SchedulerPlugin):
         self._scheduler: Scheduler | None = None
         self._leases: dict[str, _Lease] = {}
         self._accounts: OrderedDict[str, JobAccount] = OrderedDict()
+        self._share = FairShare()
 
     @classmethod
     def from_config(cls, config: SiteConfig) -> SitePlugin:
@@ -399,6 +401,8 @@ class SitePlugin(SchedulerPlugin):
     ) -> None:
         """Open an account for a job whose tasks arrive; called by the scheduler."""
         mark(scheduler, tasks)
+        for owner in set(annotations.get(OWNER_ANNOTATION, {}).values()):
+            lay_out(scheduler, self._share, owner, tasks)
         for job in set(annotations.get(JOB_ANNOTATION, {}).values()):
             self._accounts[job] = JobAccount(total=len(tasks))
             # Those of endpoints that went away without closing them.

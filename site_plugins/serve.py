@@ -32,6 +32,7 @@ from site_plugins.memberships import Memberships
 from site_plugins.peers import PeerList
 from site_plugins.policy import Policy
 from site_plugins.projects import ProjectStore
+from site_plugins.quotas import Quotas
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.scheduler_plugin import SitePlugin
 
@@ -150,6 +151,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             policy,
             registry,
             audit=audit,
+            quotas=Quotas(registry, config.quotas, config.name),
             settings=settings,
             peering=peering,
             functions=config.functions,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from dask.utils import format_bytes
 
+from federated_dask.client.catalogue import Sites
 from federated_dask.client.connection import SiteConnection
+from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.messages import LicenseTerms
 
 __all__ = ["DatasetBudget", "Terms"]
@@ -57,6 +60,11 @@ class DatasetBudget:
 class Terms:
     """The part of `FederatedClient` that is about terms of use."""
 
+    @property
+    def sites(self) -> Sites:
+        """Sites of the federation."""
+        raise NotImplementedError
+
     def connection_of(self, site: str) -> SiteConnection:
         """Give the connection to a site."""
         raise NotImplementedError
@@ -99,6 +107,31 @@ class Terms:
             )
 
         return self._run(budget())
+
+    def usage(self, site: str | None = None) -> Any:
+        """Ask what you use of the sites, and may use.
+
+        Parameters
+        ----------
+        site : str, optional
+            One site; by default all that can be reached.
+
+        Returns
+        -------
+        dict of str to Usage
+            By site.  An awaitable of it, in asynchronous mode.
+        """
+
+        async def usage() -> dict[str, Usage]:
+            names = [name for name, each in self.sites.items() if each.error is None]
+            chosen = names if site is None else [site]
+            connections = [self.connection_of(name) for name in chosen]
+            found = await asyncio.gather(
+                *(connection.ask("GET", "/usage", Usage) for connection in connections)
+            )
+            return dict(zip(chosen, found, strict=True))
+
+        return self._run(usage())
 
     def accept_license(self, name: str, license: str | None = None) -> Any:
         """Accept the licence of a dataset; its site writes down that you did.

@@ -8,7 +8,15 @@ from msgspec import Meta
 
 from federated_dask.protocol.messages import Message, Name
 
-__all__ = ["Grant", "GrantAnswer", "GrantQuestion", "Grants", "NewGrant"]
+__all__ = [
+    "Grant",
+    "GrantAnswer",
+    "GrantQuestion",
+    "Grants",
+    "NewGrant",
+    "Usage",
+    "UsageLine",
+]
 
 Action: TypeAlias = Literal["describe", "compute", "export", "call", "publish", "code", "admin"]
 Recipient: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1200)]
@@ -63,3 +71,21 @@ class GrantAnswer(Message, frozen=True, kw_only=True):
     grants: tuple[Grant, ...] = ()
     embargoed: bool = False
     """Whether the dataset is, for now, for those to whom it was granted by its name."""
+
+
+class UsageLine(Message, frozen=True, kw_only=True):
+    """One quota, and what is used of it."""
+
+    name: str
+    used: float
+    limit: float
+    resets: str | None = None
+    """When it begins anew, in UTC; None where it counts what runs now."""
+
+
+class Usage(Message, frozen=True, kw_only=True):
+    """What who asks uses of a site, and may use (``GET /usage``)."""
+
+    site: Name
+    jobs_today: int = 0
+    lines: tuple[UsageLine, ...] = ()

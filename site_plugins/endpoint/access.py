@@ -14,6 +14,7 @@ from site_plugins.endpoint.release import Release
 from site_plugins.ledger import Account, Ledger
 from site_plugins.licences import Licences
 from site_plugins.policy import Policy
+from site_plugins.quotas import Quotas
 from site_plugins.registry import Registry
 from site_plugins.tokens import Principal
 
@@ -33,12 +34,22 @@ class Access:
         Where budgets and accepted licences are written down.
     audit : Audit
         Where it is written down what was let out.
+    quotas : Quotas, optional
+        What one principal may use; by default what `site.toml` has by default.
     """
 
-    def __init__(self, gateway: Gateway, policy: Policy, registry: Registry, audit: Audit) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        policy: Policy,
+        registry: Registry,
+        audit: Audit,
+        quotas: Quotas | None = None,
+    ) -> None:
         self.gateway = gateway
         self.policy = policy
         self.audit = audit
+        self.quotas = quotas or Quotas(registry, site=gateway.site)
         self.ledger = Ledger(registry)
         self.licences = Licences(registry)
         policy.embargo_of = gateway.embargo_of
@@ -179,7 +190,9 @@ class Access:
             account = await self.account(principal, dataset)
             if account is not None:
                 accounts[name] = account
-        release = Release(self.policy, self.ledger, self.audit, principal, egress, accounts)
+        release = Release(
+            self.policy, self.ledger, self.quotas, self.audit, principal, egress, accounts
+        )
         # Held results may derive from datasets whose grant was revoked since.
         release.require()
         return release

@@ -23,10 +23,11 @@ from site_plugins.endpoint import call_routes, grant_routes, project_routes, ter
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
 from site_plugins.endpoint.calls import CallRunner
+from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.identity_routes import login_options
 from site_plugins.endpoint.identity_routes import router as identity_router
-from site_plugins.endpoint.jobs import JobFailed, JobRunner, JobSettings, internal_failure
+from site_plugins.endpoint.jobs import JobRunner, JobSettings
 from site_plugins.endpoint.page_routes import router as page_router
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.refusals import Refusals
@@ -41,6 +42,7 @@ from site_plugins.issuers import TokenVerifiers
 from site_plugins.memberships import Memberships
 from site_plugins.policy import Policy
 from site_plugins.projects import ProjectStore
+from site_plugins.quotas import Quotas
 from site_plugins.registry import Registry
 
 __all__ = ["ROUTERS", "create_app"]
@@ -96,6 +98,7 @@ def create_app(
     *,
     table: OperationTable | None = None,
     audit: Audit | None = None,
+    quotas: Quotas | None = None,
     settings: JobSettings | None = None,
     peering: Peering | None = None,
     functions: FunctionsSection | None = None,
@@ -122,6 +125,8 @@ def create_app(
         Operations that the site has; by default all that its libraries have.
     audit : Audit, optional
         Where it is written down what was asked and what was let out.
+    quotas : Quotas, optional
+        What one principal may use of the site.
     settings : JobSettings, optional
         Caps and intervals.
     peering : Peering, optional
@@ -156,7 +161,7 @@ def create_app(
     app.state.registry = registry
     app.state.audit = Audit(None) if audit is None else audit
     app.state.refusals = Refusals(app.state.audit)
-    app.state.access = Access(gateway, policy, registry, app.state.audit)
+    app.state.access = Access(gateway, policy, registry, app.state.audit, quotas)
     app.state.runner = JobRunner(gateway, chosen, app.state.access, settings, peering)
     app.state.calls = CallRunner(app.state.runner, functions)
     app.state.book = CallBook(app.state.calls, call_seconds)

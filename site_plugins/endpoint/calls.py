@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import dask.base
 import msgspec
 import numpy as np
 from distributed.client import Future
@@ -47,12 +48,19 @@ from federated_dask.protocol.structures import Object
 from site_plugins.calling import CallTask, Outcome, overdue, run_call
 from site_plugins.config import FunctionsSection
 from site_plugins.endpoint.authentication import owner_of
-from site_plugins.endpoint.failures import failure_of_call, refused_argument, scrubbed
-from site_plugins.endpoint.jobs import JobFailed, JobRunner, internal_failure
+from site_plugins.endpoint.failures import (
+    JobFailed,
+    failure_of_call,
+    internal_failure,
+    refused_argument,
+    scrubbed,
+)
+from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.passing import Passing
 from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.running import Job, Pull, Run
 from site_plugins.endpoint.tasks import BuiltGraph
+from site_plugins.fair_share import OWNER_ANNOTATION
 from site_plugins.functions import PublishedFunction, signature_of
 from site_plugins.once import ONCE, worker_lost
 from site_plugins.scheduler_plugin import LeasedOutput
@@ -194,6 +202,8 @@ class CallRunner:
             grants=self.jobs.access.reasons(principal, passing.read),
             peers=sorted({pull.peer for pull in passing.pulls}),
         )
+        release.tasks = 1
+        self.jobs.access.quotas.require(owner_of(principal), tasks=1)
         limits = function.limits
         is_small = sum(map(len, buffers)) <= SMALL_BUFFERS
         begin = "federated-call-" if function.description.idempotent else ONCE
@@ -352,7 +362,8 @@ class CallRunner:
             # Its lease may end meanwhile.
             if key not in run.pulled:
                 run.futures[key] = self.gateway.claim(key)
-        return client.submit(run_call, call.task, *further, key=call.task.key, pure=False)
+        with dask.base.annotate(**{OWNER_ANNOTATION: call.owner}):
+            return client.submit(run_call, call.task, *further, key=call.task.key, pure=False)
 
     async def _wait(self, call: Call, future: Future[Any]) -> None:
         """Put the outcome of a call into its inbox."""
@@ -424,6 +435,7 @@ class CallRunner:
                     withheld=call.release.withheld(call.derived),
                 )
             )
+        call.release.compute_seconds = outcome.seconds
         size = sum(map(len, outcome.buffers)) + len(outcome.content)
         await call.release.charge(call.derived, size)
         content = msgspec.msgpack.decode(outcome.content, type=Object)

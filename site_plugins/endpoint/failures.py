@@ -11,14 +11,21 @@ from types import TracebackType
 
 from distributed.scheduler import KilledWorker
 
-from federated_dask.errors import FederatedError, Reason
+from federated_dask.errors import FederatedError, Reason, SiteUnavailable, TaskFailed
 from federated_dask.protocol.messages import Failure
 from site_plugins.calling import Raised
 from site_plugins.datasets import StoredDataset
 from site_plugins.fingerprints import local_path
 from site_plugins.signatures import ArgumentError
 
-__all__ = ["failure_of_call", "failure_of_task", "refused_argument", "scrubbed"]
+__all__ = [
+    "JobFailed",
+    "failure_of_call",
+    "failure_of_task",
+    "internal_failure",
+    "refused_argument",
+    "scrubbed",
+]
 
 LONGEST_MESSAGE = 4_000
 MOST_FRAMES = 60
@@ -182,3 +189,25 @@ def _frames(trace: TracebackType | None, site: str, datasets: list[StoredDataset
         yield f"line {frame.lineno}, in {frame.name}\n"
         if frame.line:
             yield f"    {scrubbed(frame.line, site, datasets)}\n"
+
+
+class JobFailed(TaskFailed):
+    """A task's failure on its way to a reply that is no stream of events."""
+
+    def __init__(self, failure: Failure) -> None:
+        error = failure.to_error()
+        self.reasons = type(error).reasons  # type: ignore[misc]
+        super().__init__(error.message, reason=error.reason, site=error.site, hint=error.hint)
+        self.failure = failure
+
+
+def internal_failure(site: str) -> Failure:
+    """Say that something went wrong at the site which is not the client's to know."""
+    return Failure.from_error(
+        SiteUnavailable(
+            "Something went wrong inside of the site.",
+            reason=Reason.INTERNAL,
+            site=site,
+            hint="Tell the site's operator when it happened, who finds it in the site's log.",
+        )
+    )

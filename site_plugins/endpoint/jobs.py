@@ -33,7 +33,6 @@ from federated_dask.errors import (
     Reason,
     RequestRefused,
     SiteUnavailable,
-    TaskFailed,
 )
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.bounded import check_written_sizes
@@ -55,6 +54,7 @@ from federated_dask.protocol.operations import OperationTable
 from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import owner_of
+from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.peering import Peering
@@ -72,7 +72,7 @@ from site_plugins.endpoint.tasks import BuiltGraph, build_graph
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
-__all__ = ["Job", "JobFailed", "JobRunner", "JobSettings", "internal_failure"]
+__all__ = ["Job", "JobRunner", "JobSettings"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,8 @@ class JobRunner:
 
         built = await _called(is_small, build if is_small else lambda: without_collection(build))
         job = await self._job(built, submission.outputs, principal, submission.label)
+        job.release.tasks = len(built.tasks)
+        self.access.quotas.require(job.owner, tasks=len(built.tasks))
         digest = await _called(is_small, lambda: hashlib.sha256(frame.message).hexdigest())
         versions = {source.dataset: source.version for source in graph.sources}
         self.access.audit.write(
@@ -446,7 +448,7 @@ class JobRunner:
                     # Who reads on has taken the last event.
                     told = True
                     return
-                if (refusal := _revoked(job)) is not None:
+                if (refusal := _stopped(job)) is not None:
                     yield encode_frame(Failure.from_error(refusal))
                     return
                 now = time.monotonic()
@@ -483,6 +485,7 @@ class JobRunner:
         except FederatedError:
             # The job itself will tell, if the scheduler is gone.
             return None
+        job.release.compute_seconds = account.compute_seconds
         total = max(len(job.built.tasks), account.done)
         return Progress(done=account.done, total=total)
 
@@ -504,8 +507,9 @@ class JobRunner:
             last = internal_failure(self.gateway.site)
         finally:
             run.release()
-            await job.release.close()
             account = await self._closed(job)
+            job.release.compute_seconds = account[0]
+            await job.release.close()
             self._ended(job, last, account[0])
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
@@ -560,11 +564,13 @@ class JobRunner:
         return Finished(lease=lease, lease_seconds=seconds, pulled_bytes=pulled)
 
 
-def _revoked(job: Job) -> NotPermitted | None:
+def _stopped(job: Job) -> NotPermitted | None:
+    """Tell why a running job has to end, or None."""
     try:
         job.release.require()
+        job.release.require_quotas()
     except NotPermitted as error:
-        logger.info("Job %s is cancelled: a grant was revoked", job.name)
+        logger.info("Job %s is cancelled: %s", job.name, error.reason)
         return error
     return None
 
@@ -576,25 +582,3 @@ def _bytes(pieces: Pieces) -> int:
 async def _called(is_small: bool, function: Callable[[], T]) -> T:
     """Call a function, in a thread unless it is done soon: meanwhile nobody is answered."""
     return function() if is_small else await asyncio.to_thread(function)
-
-
-class JobFailed(TaskFailed):
-    """A task's failure on its way to a reply that is no stream of events."""
-
-    def __init__(self, failure: Failure) -> None:
-        error = failure.to_error()
-        self.reasons = type(error).reasons  # type: ignore[misc]
-        super().__init__(error.message, reason=error.reason, site=error.site, hint=error.hint)
-        self.failure = failure
-
-
-def internal_failure(site: str) -> Failure:
-    """Say that something went wrong at the site which is not the client's to know."""
-    return Failure.from_error(
-        SiteUnavailable(
-            "Something went wrong inside of the site.",
-            reason=Reason.INTERNAL,
-            site=site,
-            hint="Tell the site's operator when it happened, who finds it in the site's log.",
-        )
-    )

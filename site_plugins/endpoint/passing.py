@@ -34,7 +34,8 @@ from federated_dask.protocol.trees import (
 )
 from site_plugins.calling import Data, HeldData, PlainData, SentData, StoredData
 from site_plugins.endpoint.authentication import owner_of
-from site_plugins.endpoint.jobs import JobFailed, JobRunner
+from site_plugins.endpoint.failures import JobFailed
+from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.running import Pull
 from site_plugins.functions import PublishedFunction
 from site_plugins.signatures import ArgumentError, Parameter

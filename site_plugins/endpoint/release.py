@@ -9,8 +9,10 @@ from collections.abc import Iterable, Mapping
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Egress
 from site_plugins.audit import Audit
+from site_plugins.endpoint.authentication import owner_of
 from site_plugins.ledger import Account, Exhausted, Ledger
 from site_plugins.policy import Policy
+from site_plugins.quotas import Quotas
 from site_plugins.tokens import Principal
 
 __all__ = ["OUTCOME_BYTES", "Release"]
@@ -28,6 +30,8 @@ class Release:
         Decides anew each time: grants may be revoked while a job runs.
     ledger : Ledger
         Of the budgets.
+    quotas : Quotas
+        Of the principal.
     audit : Audit
         Told of everything that leaves a dataset with a budget.
     principal : Principal
@@ -42,6 +46,7 @@ class Release:
         self,
         policy: Policy,
         ledger: Ledger,
+        quotas: Quotas,
         audit: Audit,
         principal: Principal,
         egress: Mapping[str, Egress],
@@ -49,9 +54,16 @@ class Release:
     ) -> None:
         self.policy = policy
         self.ledger = ledger
+        self.quotas = quotas
         self.audit = audit
         self.job = ""
         """Name of the job, for the audit log."""
+        self.tasks = 0
+        """Tasks of the job."""
+        self.compute_seconds = 0.0
+        """What they took so far."""
+        self._owner = owner_of(principal)
+        self._entered = False
         self.principal = principal
         self.egress = egress
         self.accounts = accounts
@@ -97,8 +109,12 @@ class Release:
                     hint="Ask the site's operator, who revoked the grant.",
                 )
 
+    def require_quotas(self) -> None:
+        """Raise `NotPermitted` where a running job uses up a quota."""
+        self.quotas.require_seconds(self._owner, self.compute_seconds)
+
     async def reserve(self, planned: Mapping[str, int]) -> None:
-        """Take what a job is going to release from the budgets, before it runs.
+        """Begin: take what a job is going to release from the budgets, before it runs.
 
         Parameters
         ----------
@@ -108,8 +124,10 @@ class Release:
         Raises
         ------
         NotPermitted
-            If less is left.
+            If less is left, or a quota is used up.
         """
+        self.quotas.enter(self._owner, tasks=self.tasks)
+        self._entered = True
         if self.accounts:
             sizes = {name: planned.get(name, 0) for name in self.accounts}
             await self._take({name: size + OUTCOME_BYTES for name, size in sizes.items()})
@@ -125,6 +143,11 @@ class Release:
         """
         datasets = sorted(datasets)
         self.require(datasets)
+        self.quotas.require_result(self.bytes + size)
+        if not self.quotas.is_ahead(self._owner, size):
+            await asyncio.to_thread(self.quotas.spend, self._owner, size)
+        else:
+            self.quotas.spend(self._owner, size)
         limited = [] if self.again else self.limited(datasets)
         missing = {name: max(0, size - self._aside[name]) for name in limited}
         # Set aside or taken now: until this has happened nothing leaves.
@@ -155,9 +178,18 @@ class Release:
             ) from None
 
     async def close(self) -> None:
-        """Give back what was taken from the budgets and not released."""
+        """End: give back what was taken from the budgets and not released."""
         rest = {name: size for name, size in self._aside.items() if size > 0}
         self._aside.clear()
-        if rest:
-            # Given up halfway it would be done all the same, unheard.
-            await asyncio.shield(asyncio.to_thread(self.ledger.give_back, self.accounts, rest))
+        entered, self._entered = self._entered, False
+        if not rest and not entered:
+            return
+
+        def close() -> None:
+            if rest:
+                self.ledger.give_back(self.accounts, rest)
+            if entered:
+                self.quotas.leave(self._owner, tasks=self.tasks, cpu_seconds=self.compute_seconds)
+
+        # Given up halfway it would be done all the same, unheard.
+        await asyncio.shield(asyncio.to_thread(close))

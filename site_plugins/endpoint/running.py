@@ -35,6 +35,7 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.tasks import BuiltGraph
+from site_plugins.fair_share import OWNER_ANNOTATION
 from site_plugins.scheduler_plugin import JOB_ANNOTATION
 
 if TYPE_CHECKING:
@@ -199,7 +200,10 @@ class Run:
         client: Client = self.gateway.client
         # The size was checked by admission; the warning is for people at a prompt.
         settings = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
-        with dask.config.set(settings), dask.base.annotate(**{JOB_ANNOTATION: self.job.name}):
+        with (
+            dask.config.set(settings),
+            dask.base.annotate(**{JOB_ANNOTATION: self.job.name, OWNER_ANNOTATION: self.job.owner}),
+        ):
             futures = client.get(_Pickled(pickled), wanted, sync=False)
         self.futures = dict(zip(wanted, futures, strict=True))
 

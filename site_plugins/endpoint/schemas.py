@@ -15,6 +15,7 @@ from federated_dask.protocol.grant_messages import (
     GrantQuestion,
     Grants,
     NewGrant,
+    Usage,
 )
 from federated_dask.protocol.identity_messages import JoinRequest, LoginOptions, SiteIntroduction
 from federated_dask.protocol.messages import (
@@ -87,6 +88,7 @@ def components() -> dict[str, Any]:
             ProjectCode,
             Projects,
             SiteDescription,
+            Usage,
             SiteIntroduction,
         ],
         ref_template=SCHEMA + "{name}",

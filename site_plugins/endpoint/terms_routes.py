@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
 from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.messages import Budget, LicenseAcceptance, LicenseTerms
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
@@ -88,6 +89,19 @@ async def accept(request: Request, principal: Asker, name: DatasetName) -> Respo
     access.licences.accept(owner_of(principal), dataset)
     access.audit.write("license_accepted", principal, dataset=name, license=dataset.license)
     return Response(status_code=204)
+
+
+@router.get(
+    "/usage",
+    tags=["site"],
+    summary="What you use of the site",
+    responses={**json_of(Usage), **failures(Reason.TOKEN_MISSING)},
+    response_class=Response,
+)
+async def usage(request: Request, principal: Asker) -> Response:
+    """Tell your quotas, and what you used of them."""
+    access: Access = request.app.state.access
+    return _json(access.quotas.usage(owner_of(principal)))
 
 
 async def json_request(request: Request, type_: type[T]) -> T:
