@@ -40,9 +40,8 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-TABLES = set(
-    "title endpoint cluster limits datasets exchanges grants issuers projects quotas functions".split()
-)
+TABLES = {"title", "endpoint", "cluster", "limits", "quotas", "datasets", "functions"}
+TABLES |= {"exchanges", "grants", "issuers", "projects"}
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
 """Budgets of datasets bind all; `export` would lift them."""
 
