@@ -24,7 +24,7 @@ from federated_dask.protocol.graph import Held
 from federated_dask.protocol.messages import Failure
 from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.structures import Parts, put_together, take_apart
-from site_plugins.endpoint.jobs import JobFailed
+from site_plugins.endpoint.failures import JobFailed
 from site_plugins.endpoint.plain import object_from_json
 
 if TYPE_CHECKING:
