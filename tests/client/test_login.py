@@ -20,7 +20,7 @@ from federated_dask.client.connection import SiteConnection
 from federated_dask.client.login import DeviceCode, LoginToken, log_in, stored_token
 from federated_dask.client.login_store import StoredLogin, delete_login, load_login, save_login
 from federated_dask.errors import ConfigurationError, NotAuthenticated, NotFound, SiteUnavailable
-from site_plugins import LocalFederation
+from site_plugins import LocalFederation, issuer_keys
 from tests.openid.provider import OpenIDProvider, run_provider
 
 AUDIENCE = "https://north.example/data"
@@ -40,6 +40,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     yield tmp_path / "config" / "federated-dask" / "logins"
     keyring.set_keyring(before)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may be busy with other things."""
+    monkeypatch.setattr(issuer_keys, "FETCH_SECONDS", 60.0)
 
 
 @pytest.fixture(scope="module")

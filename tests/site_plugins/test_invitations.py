@@ -27,40 +27,12 @@ from site_plugins import LocalFederation
 from site_plugins.audit import AUDIT_LOG, entries, verify
 from site_plugins.certificates import write_certificates
 from site_plugins.cli import site as site_command
-from site_plugins.config import SiteConfig, parse_config
-from site_plugins.invitations import InvitationCode, Invitations, join_request
+from site_plugins.invitations import InvitationCode, join_request
 from site_plugins.joining import join
 from site_plugins.keys import new_issuer_key
-from site_plugins.peers import PeerList
 from site_plugins.registry import Registry
-from site_plugins.statements import StatementSigner
 from tests.site_plugins.helpers import Caller
-
-
-class SiteAlone:
-    """What a site consists of as far as invitations go."""
-
-    def __init__(self, folder: Path, name: str, **more: Any) -> None:
-        files = write_certificates(folder)
-        (folder / "issuer.pem").write_bytes(new_issuer_key())
-        described = {
-            "site": {"name": name, "address": f"https://{name}.example:8786"},
-            "endpoint": {
-                "certificate": str(files.certificate),
-                "private_key": str(files.private_key),
-                "ca": str(files.ca),
-            },
-            "tokens": {"private_key": "issuer.pem"},
-            **more,
-        }
-        self.config: SiteConfig = parse_config(described, folder)
-        self.registry = Registry(None)
-        self.peers = PeerList(self.config, self.registry)
-        self.invitations = Invitations(self.config, self.registry, self.peers)
-
-    @property
-    def signer(self) -> StatementSigner:
-        return StatementSigner(self.config.tokens.private_key)
+from tests.site_plugins.lone_sites import SiteAlone
 
 
 @pytest.fixture

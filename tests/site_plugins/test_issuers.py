@@ -545,6 +545,12 @@ async def test_an_authority_that_is_none(idp: Issuer, tmp_path: Path) -> None:
 # A real provider.
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may be busy with other things."""
+    monkeypatch.setattr(issuer_keys, "FETCH_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenIDProvider]:
     with run_provider(tmp_path_factory.mktemp("openid")) as provider:
