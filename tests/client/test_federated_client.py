@@ -83,7 +83,7 @@ class TestConnecting:
             scheduler = Inside(federation, "north")
 
             def rename(dask_scheduler: Any) -> None:
-                datasets = dask_scheduler.plugins["federated-site"].datasets
+                datasets = dask_scheduler.plugins["federated-site"].offers.datasets
                 datasets["b"] = dataclasses.replace(datasets.pop("a"), name="b")
 
             with FederatedClient(federation, timeout=20) as fed:
