@@ -30,6 +30,7 @@ from federated_dask.client.connection import SiteConnection
 from federated_dask.client.functions import Function, Functions
 from federated_dask.client.future import CallProgress, FederatedFuture
 from federated_dask.client.held import HeldValue
+from federated_dask.client.home_calls import call_at_home
 from federated_dask.client.remote_errors import clean_text, connection_lost, task_error
 from federated_dask.client.returned import ReturnedObject
 from federated_dask.errors import ConfigurationError
@@ -70,6 +71,9 @@ class FunctionCaller:
 
         async def _execute(self, plan: Plan) -> dict[Key, Any]: ...
 
+        def get(self, dsk: Any, keys: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+            """Compute keys of a graph: the scheduler that Dask calls."""
+
     def __init__(self) -> None:
         self._functions = Functions({})
         self._turns: dict[str, asyncio.Semaphore] = {}
@@ -79,14 +83,18 @@ class FunctionCaller:
         """Functions of all sites by qualified name; ``fed.functions.search("trend")`` searches."""
         return self._functions
 
-    def submit(self, function: str, /, *arguments: Any, **keywords: Any) -> FederatedFuture[Any]:
-        """Call a function that a site publishes.
+    def submit(
+        self, function: str | Callable[..., Any], /, *arguments: Any, **keywords: Any
+    ) -> FederatedFuture[Any]:
+        """Call a function that a site publishes, or one of your own.
 
         Parameters
         ----------
-        function : str
+        function : str or callable
             Qualified name, ``site/function``; with a version behind an ``@`` where
-            it has to be that one.
+            it has to be that one.  A callable runs at home, on what may come there;
+            ``site="north"`` with it says where it should run, if only that site
+            let it.
         *arguments, **keywords : object
             Its arguments.  For a dataset or array: a qualified name
             (``"north/a1b"``), a lazy expression, a future of this or another site,
@@ -103,11 +111,17 @@ class FunctionCaller:
         RequestRefused
             If an argument does not fit; names it and the rule.
 
+        Notes
+        -----
+        Futures among the arguments are waited for, so none of this blocks.
+
         Examples
         --------
         >>> slope = fed.submit("north/trend", "north/a1b", start=2070)  # doctest: +SKIP
         >>> slope.result()  # doctest: +SKIP
         """
+        if not isinstance(function, str):
+            return self._submit_own(function, arguments, keywords)
         name, _, version = function.partition("@")
         found = self.functions[name]
         bound = found.bind(arguments, keywords)
@@ -123,15 +137,34 @@ class FunctionCaller:
         progress = CallProgress()
         return FederatedFuture(again(progress), label=name, progress=progress, again=again)
 
+    def _submit_own(
+        self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> FederatedFuture[Any]:
+        site = keywords.pop("site", None)
+        if site is not None:
+            self.connection_of(site)
+        if not callable(function):
+            raise ConfigurationError(
+                f"A {type(function).__name__} cannot be called.",
+                hint='Give the name of a function ("north/trend"), or a callable.',
+            )
+
+        def again(_: CallProgress) -> concurrent.futures.Future[Any]:
+            return loop.start(call_at_home(self, function, arguments, keywords, site))
+
+        progress = CallProgress()
+        label = getattr(function, "__name__", type(function).__name__)
+        return FederatedFuture(again(progress), label=label, progress=progress, again=again)
+
     def map(
-        self, function: str, /, *iterables: Iterable[Any], **keywords: Any
+        self, function: str | Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any
     ) -> list[FederatedFuture[Any]]:
         """Call a function for each of many arguments; see `submit`.
 
         Parameters
         ----------
-        function : str
-            Qualified name.
+        function : str or callable
+            Qualified name, or a callable of your own.
         *iterables : iterable
             Of its positional arguments; the shortest ends it.
         **keywords : object

@@ -1,7 +1,9 @@
 """Calling functions of real sites: data stays where it is, and results go from site to site."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import dask
 import dask.array as da
@@ -11,7 +13,13 @@ import pytest
 import xarray as xr
 
 from federated_dask import FederatedClient, as_completed, wait
-from federated_dask.errors import NotPermitted, Reason, RequestRefused
+from federated_dask.errors import (
+    ConfigurationError,
+    NotFound,
+    NotPermitted,
+    Reason,
+    RequestRefused,
+)
 from site_plugins import LocalFederation
 from tests.client.sites import Inside, made_up, wide
 
@@ -163,6 +171,42 @@ def test_what_a_function_raises(fed: FederatedClient) -> None:
         future.result()
     assert caught.value.__cause__.reason is Reason.FUNCTION_FAILED
     assert "in fail" in future.traceback()
+
+
+class TestOwnFunctions:
+    def test_run_at_home(self, fed: FederatedClient, wind: xr.DataArray) -> None:
+        here = threading.current_thread()
+
+        def describe(field: xr.DataArray, parts: list[float], *, factor: float) -> dict[str, Any]:
+            assert threading.current_thread() is not here
+            assert type(field.data) is np.ndarray
+            return {"mean": float(field.mean()) * factor, "parts": sum(parts)}
+
+        lazy = fed.open_dataset("north/made", chunks={}).wind
+        numbers = fed.map("north/mean_of", [np.ones(3), np.full(2, 2.0)])
+        for place in ({}, {"site": "north"}):
+            future = fed.submit(describe, lazy, numbers, factor=2.0, **place)
+            found = future.result(PATIENCE)
+            assert found["mean"] == pytest.approx(2 * float(wind.mean()))
+            assert found["parts"] == 3
+        assert repr(future) == "<FederatedFuture: describe, finished>"
+        assert fed.gather(fed.map(lambda number: number + 1, range(3))) == [1, 2, 3]
+
+    def test_what_may_not_come_home_is_refused(self, fed: FederatedClient) -> None:
+        secret = fed.open_dataset("north/secret", chunks={}).x
+        assert fed.submit(float, secret.mean()).result() == pytest.approx(float(wide(3).x.mean()))
+        ran: list[object] = []
+        with pytest.raises(NotPermitted, match=r"publishes .*ask the institute") as caught:
+            fed.submit(ran.append, secret, site="north").result()
+        assert caught.value.reason is Reason.EXPORT_NOT_ALLOWED
+        assert caught.value.site == "north"
+        assert ran == []
+
+    def test_what_cannot_be_called(self, fed: FederatedClient) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be called"):
+            fed.submit(3)
+        with pytest.raises(NotFound):
+            fed.submit(len, [], site="west")
 
 
 def test_calls_leave_the_default_scheduler_alone(federation: LocalFederation) -> None:
