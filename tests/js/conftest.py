@@ -24,7 +24,8 @@ def example() -> xr.Dataset:
     north = latitude[:, None]
     warmth = 30 - 0.55 * north + 3 * np.sin(longitude / 9) * np.cos(north / 7)
     season = -9 * np.cos(2 * np.pi * month / 12)
-    air = (season[:, None, None] + 0.02 * month[:, None, None] + warmth).astype("f4")
+    warming = 0.01 * month[:, None, None] * (north / 40) ** 2
+    air = (season[:, None, None] + warming + warmth).astype("f4")
     return xr.Dataset(
         {
             "air": (
@@ -53,7 +54,11 @@ def federation() -> Iterator[LocalFederation]:
         "license": "CC-BY-4.0",
     }
     sites: dict[str, Any] = {
-        "north": {"title": "The north", "datasets": {"a1b": a1b}},
+        "north": {
+            "title": "The north",
+            "datasets": {"a1b": a1b},
+            "functions": {"modules": ["tests.js.published"]},
+        },
         "south": {"title": "The south", "endpoint": {"origins": ["https://portal.example"]}},
     }
     with LocalFederation(sites) as running:

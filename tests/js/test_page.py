@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from site_plugins import LocalFederation
 
@@ -76,8 +77,7 @@ def test_datasets_and_their_previews(
     page.get_by_role("button", name="Show preview").press("Enter")
     image = page.get_by_role("img", name="Preview of air of a1b")
     image.wait_for()
-    page.wait_for_function("document.querySelector('figure img').complete")
-    assert image.evaluate("image => image.naturalWidth") == 792
+    playwright.expect(image).to_have_js_property("naturalWidth", 792, timeout=DEADLINE)
     assert page.screenshot(path=tmp_path / "dataset.png", full_page=True)
     # What was entered is kept for this tab, and forgotten when asked to.
     page.reload()
@@ -118,3 +118,72 @@ def test_the_documentation(page: playwright.Page) -> None:
     assert page.get_by_role("heading", name="POST /jobs").is_visible()
     # Its style is applied, whatever the policy of its contents says.
     assert page.evaluate("getComputedStyle(document.body).maxWidth") == "960px"
+
+
+def open_function(page: playwright.Page, name: str) -> None:
+    page.get_by_role("link", name="Functions").click()
+    page.get_by_role("link", name=name).click()
+    page.get_by_role("heading", name=name, exact=True).wait_for()
+
+
+def test_a_function_is_run_by_its_form(
+    page: playwright.Page, federation: LocalFederation, tmp_path: Path
+) -> None:
+    sign_in(page, federation.token["north"])
+    open_function(page, "trend")
+    start = page.get_by_label("start")
+    assert start.get_attribute("min") == "1850"
+    assert page.get_by_label("method").evaluate("it => it.tagName") == "SELECT"
+    assert page.get_by_label("until").get_attribute("type") == "date"
+    assert page.get_by_label("per_decade").is_checked()
+    page.get_by_label("data", exact=True).select_option("d:a1b")
+    page.get_by_label("Variable for data").wait_for()
+    start.fill("2071")
+    start.press("Enter")
+    image = page.get_by_role("img", name="Result of trend")
+    image.wait_for()
+    playwright.expect(image).to_have_js_property("naturalWidth", 792, timeout=DEADLINE)
+    assert page.get_by_text("dataarray, ").is_visible()
+    assert page.screenshot(path=tmp_path / "function.png", full_page=True)
+    page.emulate_media(color_scheme="dark")
+    assert page.screenshot(path=tmp_path / "dark.png", full_page=True)
+    with page.expect_download() as downloading:
+        page.get_by_role("button", name="Download NetCDF").click()
+    downloading.value.save_as(tmp_path / downloading.value.suggested_filename)
+    with xr.open_dataset(tmp_path / "trend.nc", engine="h5netcdf") as found:
+        assert found["trend"].dims == ("lat", "lon")
+    # What was returned is an argument of the next call.
+    open_function(page, "both")
+    labels = page.get_by_label("data", exact=True).locator("option").all_text_contents()
+    assert any(label.startswith("trend,") for label in labels)
+
+
+def test_arguments_that_do_not_fit_are_marked(
+    page: playwright.Page, federation: LocalFederation
+) -> None:
+    sign_in(page, federation.token["north"])
+    open_function(page, "told")
+    values = page.get_by_label("values")
+    values.fill("[1, 2]")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_role("alert").wait_for()
+    assert values.get_attribute("aria-invalid") == "true"
+    values.fill('{"a": 1}')
+    page.get_by_role("button", name="Run").click()
+    page.locator("pre").get_by_text('"a": 1').wait_for()
+    assert values.get_attribute("aria-invalid") is None
+
+
+def test_a_run_is_followed_and_cancelled(
+    page: playwright.Page, federation: LocalFederation
+) -> None:
+    sign_in(page, federation.token["north"])
+    open_function(page, "steps")
+    page.get_by_label("count").fill("100000")
+    page.get_by_role("button", name="Run").click()
+    page.get_by_text("% step").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled.").wait_for()
+    page.get_by_role("link", name="Calls").click()
+    page.get_by_role("heading", name="Your calls").wait_for()
+    assert page.get_by_role("cell", name="running").count() == 0

@@ -164,7 +164,7 @@ export function formOf(described, { site, datasets, results, onSubmit }) {
     const { schema } = resolved(parameter.json_schema, { ...definitions, ...parameter.json_schema?.$defs });
     const field = fieldOf(parameter, schema, id, site, datasets, results);
     const wrong = el("p", { className: "wrong", id: `${id}-wrong`, hidden: true });
-    const help = [parameter.description, rules(schema)].filter(Boolean).join(" – ");
+    const help = [parameter.description.replace(/\.$/, ""), rules(schema)].filter(Boolean).join(" – ");
     const isCheck = field.control.type === "checkbox";
     field.control.setAttribute("aria-describedby", `${id}-help ${id}-wrong`);
     fields.set(parameter.name, { ...field, wrong });

@@ -3,10 +3,11 @@
 import { FederatedError } from "../js/federated-dask.js";
 import { bytes, download, el, failureBox, picture, table } from "./elements.js";
 
+const PNG = ["picture", "image/png", "png"];
 const FILES = {
   value: [["JSON", "application/json", "json"]],
-  ndarray: [["NetCDF", "application/x-netcdf", "nc"], ["JSON", "application/json", "json"], ["Raw bytes", "application/octet-stream", "bin"]],
-  dataarray: [["NetCDF", "application/x-netcdf", "nc"], ["Arrow", "application/vnd.apache.arrow.stream", "arrows"], ["JSON", "application/json", "json"]],
+  ndarray: [["NetCDF", "application/x-netcdf", "nc"], ["JSON", "application/json", "json"], ["Raw bytes", "application/octet-stream", "bin"], PNG],
+  dataarray: [["NetCDF", "application/x-netcdf", "nc"], ["Arrow", "application/vnd.apache.arrow.stream", "arrows"], ["JSON", "application/json", "json"], PNG],
   dataset: [["NetCDF", "application/x-netcdf", "nc"], ["Arrow", "application/vnd.apache.arrow.stream", "arrows"], ["JSON", "application/json", "json"]],
   dataframe: [["Arrow", "application/vnd.apache.arrow.stream", "arrows"], ["JSON", "application/json", "json"]],
 };
