@@ -411,6 +411,8 @@ certificate = "certificates/certificate.pem"
 private_key = "certificates/private_key.pem"
 # Told to new peers; leave it out where your certificate is of a public authority.
 ca = "certificates/ca.pem"
+# Web pages elsewhere that may ask this site from a browser.
+# origins = ["https://portal.example"]
 
 [cluster]
 # An embedded Dask cluster on this machine. Without numbers it fits the machine.

@@ -183,7 +183,7 @@ def test_a_run_is_followed_and_cancelled(
     page.get_by_role("button", name="Run").click()
     page.get_by_text("% step").wait_for()
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_text("Cancelled.").wait_for()
+    page.get_by_text("Cancelled.", exact=True).wait_for()
     page.get_by_role("link", name="Calls").click()
     page.get_by_role("heading", name="Your calls").wait_for()
     assert page.get_by_role("cell", name="running").count() == 0
