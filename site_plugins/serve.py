@@ -35,6 +35,7 @@ from site_plugins.projects import ProjectStore
 from site_plugins.quotas import Quotas
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.scheduler_plugin import SitePlugin
+from site_plugins.worker_clients import close_clients
 
 __all__ = ["Site", "event_loop_factory", "run_site", "serve"]
 
@@ -213,6 +214,7 @@ async def _scheduler(section: ClusterSection, stack: AsyncExitStack) -> tuple[st
         **options,
     )
     await stack.enter_async_context(cluster)
+    stack.push_async_callback(lambda: close_clients(cluster.workers.values()))
     return cluster.scheduler_address, security
 
 

@@ -9,11 +9,12 @@ and the configuration stays as it was; in a task Dask finds the client all the s
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import dask.config
 
-__all__ = ["ensure_client"]
+__all__ = ["close_clients", "ensure_client"]
 
 _lock = threading.Lock()
 
@@ -32,3 +33,21 @@ def ensure_client(worker: Any) -> None:
                 dask.config.config["scheduler"] = before
         # Closed, it would bring back what was configured when it was made.
         client.__dict__.pop("_set_config", None)
+
+
+async def close_clients(workers: Iterable[Any]) -> None:
+    """Close the clients of workers that are about to end; from their event loop.
+
+    Dask leaves it to the last worker of the process, which may be another cluster's, in
+    another loop, when that of these has long been closed.
+    """
+    from distributed.worker import Worker
+
+    for worker in workers:
+        # What stands for a worker of another process has none.
+        client = getattr(worker, "_client", None)
+        if client is not None and client in Worker._initialized_clients:
+            Worker._initialized_clients.discard(client)
+            worker._client = None
+            client._asynchronous = True
+            await client.close()
