@@ -140,7 +140,7 @@ def most_bytes(
 
 
 def _is_object(dtype: object) -> bool:
-    return isinstance(dtype, np.dtype) and dtype.kind == "O"
+    return dtype is object or (isinstance(dtype, np.dtype) and dtype.kind == "O")
 
 
 def dtype_place(function: Callable[..., Any]) -> int | None:

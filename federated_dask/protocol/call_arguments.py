@@ -151,7 +151,7 @@ class Arguments:
             # An index of pandas may be a range of any length.
             self.nbytes += 8 * len(part)
             self.elements += len(part)
-            if getattr(getattr(part, "dtype", None), "kind", "O") not in "biufcmM":
+            if getattr(getattr(part, "dtype", None), "kind", "b") not in "biufcmM":
                 self.objects.append(part)
         else:
             self.nbytes += 8

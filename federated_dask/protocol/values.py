@@ -55,6 +55,9 @@ LONG_DOUBLE = np.dtype(np.longdouble)
 LONG_DOUBLE_BYTES = 10 if np.finfo(np.longdouble).nmant == 63 else LONG_DOUBLE.itemsize
 INT64 = range(-(2**63), 2**63)
 CFTIME_UNITS = "microseconds since 0001-01-01"
+CALENDARS = frozenset(
+    "360_day 365_day 366_day all_leap gregorian julian noleap proleptic_gregorian standard".split()
+)
 IDEALIZED = frozenset({"360_day", "365_day", "366_day", "all_leap", "noleap"})
 LARGEST_ELEMENTWISE = 1_000_000
 """Python objects of one value that are encoded or decoded one by one."""
@@ -472,6 +475,8 @@ class _Decoder:
     def cftime(self, value: CFTimeValue) -> Any:
         import cftime
 
+        if value.calendar not in CALENDARS:
+            raise ValueError("no such calendar")
         count = 1 if value.shape is None else math.prod(value.shape)
         _check_elementwise(count)
         numbers = self.buffer(value.buffer, np.dtype("<i8"), count)
