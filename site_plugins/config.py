@@ -334,6 +334,7 @@ class LimitsSection(Section):
 
     header_bytes: Bytes = ByteSize(_CAPS.header_bytes)
     buffer_bytes: Bytes = ByteSize(_CAPS.buffer_bytes)
+    parts: Count = _CAPS.parts
     buffers: Count = _CAPS.buffers
     tasks: Count = _CAPS.tasks
     nodes: Count = _CAPS.nodes

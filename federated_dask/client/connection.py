@@ -414,11 +414,11 @@ class SiteConnection:
                     if isinstance(event, Finished | Returned | Failure):
                         try:
                             # At once: what the site does after that is not waited for.
-                            yield event, frame.buffers
+                            yield event, list(frame.buffers)
                         finally:
                             await reply.read_end()
                         return
-                    yield event, frame.buffers
+                    yield event, list(frame.buffers)
             raise connection_lost(self.name)
 
     async def fetch_held(self, lease: str, output: int) -> tuple[Result, list[bytearray]]:

@@ -280,7 +280,7 @@ class Reply:
                 found = frame
         if found is None:
             raise connection_lost(self.parameters.name)
-        return decode_message(found, type_), found.buffers
+        return decode_message(found, type_), list(found.buffers)
 
     async def json(self, type_: type[T]) -> T:
         """Read a body of JSON, with one deadline for the whole of it."""

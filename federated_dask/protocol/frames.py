@@ -21,19 +21,21 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 import numpy as np
 
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol._zstd import ZstdDecompressor, ZstdError, compress
+from federated_dask.protocol.expansion import check_expansion
 from federated_dask.protocol.limits import Limits
 
 __all__ = [
     "Buffer",
     "Frame",
     "FrameDecoder",
+    "LaterBuffers",
     "StoredFrame",
     "decode_message",
     "encode_frame",
@@ -63,7 +65,7 @@ class Frame(msgspec.Struct, frozen=True):
     """One received frame: the message still encoded, and its buffers."""
 
     message: msgspec.Raw
-    buffers: list[bytearray]
+    buffers: Sequence[bytearray]
 
 
 class StoredFrame(msgspec.Struct, frozen=True):
@@ -82,12 +84,51 @@ class StoredFrame(msgspec.Struct, frozen=True):
 
     def decompressed(self) -> Frame:
         """Decompress the frame; empties its `buffers` meanwhile, so that nothing is held twice."""
+        frame = self.opened()
+        assert isinstance(frame.buffers, LaterBuffers)  # noqa: S101
+        return Frame(frame.message, frame.buffers.all())
+
+    def opened(self) -> Frame:
+        """Decompress the header; the buffers follow when they are first looked at."""
         header = _parsed(_decompressed(self.header, self.header_size))
-        buffers = []
-        self.buffers.reverse()
-        for size in self.sizes[:, 1].tolist():
-            buffers.append(_decompressed(self.buffers.pop(), size))
-        return Frame(header.message, buffers)
+        return Frame(header.message, LaterBuffers(self.buffers, self.sizes[:, 1].tolist()))
+
+
+class LaterBuffers(Sequence[bytearray]):
+    """Buffers that are decompressed when one of them is first looked at, all of them.
+
+    Until then a message may be refused for what it says, at no cost for what it carries.
+    """
+
+    def __init__(self, stored: list[bytearray], sizes: list[int]) -> None:
+        self._stored = stored
+        self._sizes = sizes
+        self._ready: list[bytearray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers once they are decompressed."""
+        return sum(self._sizes)
+
+    def all(self) -> list[bytearray]:
+        """Give all buffers; what they were made of is let go of meanwhile."""
+        if self._ready is None:
+            ready = []
+            self._stored.reverse()
+            for size in self._sizes:
+                ready.append(_decompressed(self._stored.pop(), size))
+            self._ready = ready
+        return self._ready
+
+    @overload
+    def __getitem__(self, position: int) -> bytearray: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[bytearray]: ...
+    def __getitem__(self, position: int | slice) -> bytearray | list[bytearray]:
+        return self.all()[position]
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
@@ -193,6 +234,11 @@ class FrameDecoder:
         """
         return list(self._frames(memoryview(data).cast("B")))
 
+    @property
+    def pending(self) -> int:
+        """Bytes of a header that is not whole yet."""
+        return len(self._pending)
+
     def close(self) -> None:
         """Say that no more bytes will come."""
         if self._pending or self._header is not None:
@@ -229,7 +275,9 @@ class FrameDecoder:
         header = self._pending[PREFIX.size :]
         self._pending = bytearray()
         # Only the sizes are kept: what came stays compressed until its buffers are there.
-        self._sizes = _sizes(_parsed(_decompressed(header, raw)), self.limits)
+        decompressed = _decompressed(header, raw)
+        check_expansion(decompressed, self.limits.parts)
+        self._sizes = _sizes(_parsed(decompressed), self.limits)
         self._header, self._header_size = header, raw
         return data
 

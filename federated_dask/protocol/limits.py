@@ -21,6 +21,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         All buffers of one frame after decompression, bytes.
         The endpoint of a site holds this much of all frames together that it has not yet
         made tasks of.
+    parts : int
+        Numbers, texts, lists, items … of one header; each takes some 60 bytes once decoded.
     buffers : int
         Number of buffers of one frame.
     tasks : int
@@ -44,6 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     header_bytes: int = 32 * MEBI
     buffer_bytes: int = 512 * MEBI
+    parts: int = 2_000_000
     buffers: int = 100_000
     tasks: int = 1_000_000
     nodes: int = 100_000

@@ -36,7 +36,7 @@ from federated_dask.errors import (
 )
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.bounded import check_written_sizes
-from federated_dask.protocol.frames import Frame, decode_message, encode_frame
+from federated_dask.protocol.frames import Frame, LaterBuffers, decode_message, encode_frame
 from federated_dask.protocol.graph import check_graph
 from federated_dask.protocol.messages import (
     Accepted,
@@ -149,7 +149,7 @@ class JobRunner:
         limits = self.settings.limits
         # How few tasks there are does not say how much there is to do for them.
         size = memoryview(frame.message).nbytes
-        is_small = size <= SMALL_MESSAGE and sum(map(len, frame.buffers)) <= SMALL_BUFFERS
+        is_small = size <= SMALL_MESSAGE and _buffer_bytes(frame) <= SMALL_BUFFERS
         submission = await _called(is_small, lambda: decode_message(frame, JobSubmission))
         graph = submission.graph
         if len(submission.outputs) > limits.outputs:
@@ -582,3 +582,8 @@ def _bytes(pieces: Pieces) -> int:
 async def _called(is_small: bool, function: Callable[[], T]) -> T:
     """Call a function, in a thread unless it is done soon: meanwhile nobody is answered."""
     return function() if is_small else await asyncio.to_thread(function)
+
+
+def _buffer_bytes(frame: Frame) -> int:
+    buffers = frame.buffers
+    return buffers.nbytes if isinstance(buffers, LaterBuffers) else sum(map(len, buffers))

@@ -16,9 +16,19 @@ from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, StoredFr
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
 
-__all__ = ["ByteBudget", "FrameResponse", "FrameStream", "receive_frame", "receive_small"]
+__all__ = [
+    "ByteBudget",
+    "FrameResponse",
+    "FrameStream",
+    "most_taken",
+    "receive_frame",
+    "receive_small",
+]
 
 SMALL_BODY = 64 * 1024
+LARGE_HEADER = 256 * 1024
+EXPANSION = 32
+"""Bytes that a byte of a header may become, more or less: texts of one letter are the worst."""
 PIECE = 256 * 1024
 """Measured: with larger pieces, other requests wait a hundred times as long meanwhile."""
 
@@ -177,6 +187,15 @@ class ByteBudget:
             self._waiting.popleft()
 
 
+def most_taken(limits: Limits) -> int:
+    """Bytes that the largest frame takes of a budget."""
+    return limits.header_bytes + limits.buffer_bytes + _expanded(limits.header_bytes, limits)
+
+
+def _expanded(header_bytes: int, limits: Limits) -> int:
+    return EXPANSION * min(header_bytes, limits.parts)
+
+
 @contextlib.asynccontextmanager
 async def receive_frame(
     request: Request, limits: Limits, seconds: float, budget: ByteBudget
@@ -192,8 +211,9 @@ async def receive_frame(
     seconds : float
         Deadline for the whole body.
     budget : ByteBudget
-        What all frames that are in use at once may take; a frame is decompressed when it
-        is whole and there is room for it.
+        What all frames that are in use at once may take; the header of a frame is
+        decompressed when it is whole and there is room for it, its buffers when they are
+        looked at.
 
     Raises
     ------
@@ -202,7 +222,7 @@ async def receive_frame(
     """
     deadline = asyncio.get_running_loop().time() + seconds
     stored = await _receive_stored(request, FrameDecoder(limits), seconds)
-    size = stored.nbytes
+    size = stored.nbytes + _expanded(stored.header_size, limits)
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout_at(deadline):
@@ -214,9 +234,9 @@ async def receive_frame(
                 hint="Try again later, or send less at once.",
             ) from None
         if size <= SMALL_BODY:
-            yield stored.decompressed()
+            yield stored.opened()
         else:
-            yield await asyncio.to_thread(stored.decompressed)
+            yield await asyncio.to_thread(stored.opened)
 
 
 async def _receive_stored(request: Request, decoder: FrameDecoder, seconds: float) -> StoredFrame:
@@ -228,7 +248,11 @@ async def _receive_stored(request: Request, decoder: FrameDecoder, seconds: floa
                     raise RequestRefused(
                         "The body goes on behind its frame.", reason=Reason.MALFORMED
                     )
-                found += decoder.feed_stored(data)
+                if decoder.pending > LARGE_HEADER:
+                    # Its parts are counted as soon as it is whole, which takes a while.
+                    found += await asyncio.to_thread(decoder.feed_stored, data)
+                else:
+                    found += decoder.feed_stored(data)
     except TimeoutError:
         raise RequestRefused(
             f"The body did not arrive within {seconds:g} seconds.",

@@ -15,7 +15,6 @@ from federated_dask.protocol._zstd import compress
 from federated_dask.protocol.graph import (
     Block,
     Call,
-    Float,
     Graph,
     Integer,
     List,
@@ -60,7 +59,13 @@ def many(head: str, part: bytes, total: int) -> bytes:
     """A submission in which a part stands again and again, as raw msgpack."""
     count = total // len(part)
     array = b"\xdd" + struct.pack(">I", count) + part * count
-    fields = {"sources": b"\x90", "values": b"\x90", "templates": b"\x90", "blocks": b"\x90"}
+    # Of an unknown dataset, so that it is refused at last.
+    fields = {
+        "sources": b"\x91\x93\xa1x\xa0\xa0",
+        "values": b"\x90",
+        "templates": b"\x90",
+        "blocks": b"\x90",
+    }
     fields[head] = array
     graph = b"\x84" + b"".join(msgspec.msgpack.encode(k) + v for k, v in fields.items())
     return headed(b"\x82" + b"\xa5graph" + graph + b"\xa7outputs\x90")
@@ -83,12 +88,18 @@ def chain(length: int) -> Graph:
 ZSTD = compress(bytes(2**30), 1)
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "nested empty lists": lambda: frame(headed(b"\x91" * 10_000_000 + b"\x90")),
-    "nested lists in a field that nobody knows": lambda: frame(
+    "nested empty lists": lambda: squeezed(headed(b"\x91" * 10_000_000 + b"\x90")),
+    "nested lists in a field that nobody knows": lambda: squeezed(
         headed(b"\x81\xa1x" + b"\x91" * 10_000_000 + b"\x90")
     ),
     "many empty lists": lambda: squeezed(many("values", b"\x92\xa4list\x90", 31 * MEBI)),
     "many short texts": lambda: squeezed(many("values", b"\xa2xy", 31 * MEBI)),
+    "as many short texts as are counted": lambda: squeezed(
+        many("values", b"\xa2xy", 3 * 1_990_000)
+    ),
+    "as many sources as are counted": lambda: squeezed(
+        many("sources", b"\x93\xa0\xa0\xa0", 4 * 490_000)
+    ),
     "many floats": lambda: squeezed(many("values", b"\xcb" + b"\x3f" * 8, 31 * MEBI)),
     "many sources": lambda: squeezed(many("sources", b"\x93\xa0\xa0\xa0", 31 * MEBI)),
     "many blocks": lambda: squeezed(many("blocks", b"\x93\x00\x01\x90", 31 * MEBI)),
@@ -168,9 +179,6 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a dtype of a gibibyte": lambda: squeezed(
         of_graph(task(call("numpy.ones", Number(10**9), "U99999999")))
     ),
-    "an integer of many digits": lambda: squeezed(
-        of_graph(task(call("builtins.int", Float("0x" + "f" * 30))))
-    ),
 }
 HALF = compress(bytes(480 * MEBI), 1)
 
@@ -223,7 +231,6 @@ async def test_a_bomb_is_refused_and_takes_no_memory(site: RunningSite, name: st
     with memory_watched(site) as seen:
         status, reply = await post(site, body)
     failure = msgspec.json.decode(reply, type=Failure)
-    print(name, len(body), status, failure.reason, failure.message[:80], max(seen) / 1e6)
     assert status in (400, 403, 404, 409, 413, 422), failure
     assert max(seen) < MOST, name
 

@@ -47,8 +47,9 @@ def damaged(data: bytes, count: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_input_is_taken_or_refused(name: str) -> None:
+    given = inputs(name)
     with watched():
-        for data in inputs(name):
+        for data in given:
             run(name, data)
 
 

@@ -49,8 +49,8 @@ async def test_a_frame_for_which_there_is_no_room_is_refused_at_the_deadline() -
 async def test_a_damaged_frame_gives_back_what_it_took() -> None:
     budget = ByteBudget(2**21)
     with pytest.raises(RequestRefused):
-        async with receive_frame(request([BODY[:-3] + b"abc"]), Limits(), 5, budget):
-            pass
+        async with receive_frame(request([BODY[:-3] + b"abc"]), Limits(), 5, budget) as frame:
+            list(frame.buffers)
     assert budget.free == 2**21
 
 
