@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import random
 import re
 import socket
 import tempfile
@@ -40,6 +41,7 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
+PORTS = range(15_000, 32_000)
 TABLES = {"title", "endpoint", "cluster", "limits", "quotas", "datasets", "functions"}
 TABLES |= {"exchanges", "grants", "issuers", "projects"}
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
@@ -309,13 +311,21 @@ def _is_dataset(given: object) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Find ports that are free now: each site has to know the others' before any has started."""
+    """Find ports that are free now: each site has to know the others' before any has started.
+
+    Not of those that the system hands out by itself: on a busy machine one of them
+    would be somebody else's before the site listens there.
+    """
+    candidates = random.sample(PORTS, len(PORTS))
     with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
+        ports: list[int] = []
+        while len(ports) < count:
             found = stack.enter_context(socket.socket())
-            found.bind(("127.0.0.1", 0))
-            ports.append(found.getsockname()[1])
+            # When all of these are taken, any will do.
+            wanted = candidates.pop() if candidates else 0
+            with contextlib.suppress(OSError):
+                found.bind(("127.0.0.1", wanted))
+                ports.append(found.getsockname()[1])
         return ports
 
 
