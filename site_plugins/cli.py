@@ -497,6 +497,14 @@ on = ["*"]
 # seconds = "1h"                    # how long a call may run, where a function sets nothing else
 # result_bytes = "4GiB"             # how large its result may be
 
+[quotas]
+# What one person may use; a day ends at midnight UTC.
+# concurrent_jobs = 64
+# running_tasks = 4000000
+# result_bytes = "256GiB"           # of one job
+# cpu_seconds_per_day = 2000000
+# egress_per_day = "2TiB"
+
 [limits]
 # The largest message that the site accepts, and its intervals, with their defaults.
 # buffer_bytes = "512MiB"
@@ -507,12 +515,4 @@ on = ["*"]
 # leases_per_owner = 500            # how many sets of held results one person may have
 # A further one, held_bytes_per_owner, is a quarter of the workers' memory where it is not given.
 # heartbeat_seconds = 5             # how often a running job says that it is alive
-
-[quotas]
-# What one person may use; a day ends at midnight UTC.
-# concurrent_jobs = 64
-# running_tasks = 4000000
-# result_bytes = "256GiB"           # of one job
-# cpu_seconds_per_day = 2000000
-# egress_per_day = "2TiB"
 """

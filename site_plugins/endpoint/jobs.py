@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import logging
 import secrets
+import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -509,15 +510,24 @@ class JobRunner:
             run.release()
             account = await self._closed(job)
             job.release.compute_seconds = account[0]
-            await job.release.close()
-            self._ended(job, last, account[0])
+            last = await self._settled(job, last)
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
         await events.put(encode_frame(last))
         await events.put(None)
 
-    def _ended(self, job: Job, last: JobEvent | None, compute_seconds: float) -> None:
-        """Write the end of a job into the audit log, before anybody is told of it."""
+    async def _settled(self, job: Job, last: JobEvent | None) -> JobEvent:
+        """Close a job's accounts and write down its end, before anybody is told of it."""
+        try:
+            await job.release.close()
+            self._ended(job, last)
+        except (OSError, sqlite3.Error):
+            # What cannot be written down did not happen, as far as the client is told.
+            logger.exception("The end of job %s cannot be written down", job.name)
+            last = None
+        return last or internal_failure(self.gateway.site)
+
+    def _ended(self, job: Job, last: JobEvent | None) -> None:
         outcome = last.reason if isinstance(last, Failure) else "finished"
         self.access.audit.write(
             "job_ended",
@@ -526,7 +536,7 @@ class JobRunner:
             outcome="cancelled" if last is None else outcome,
             released=dict(job.release.released),
             bytes=job.release.bytes,
-            compute_seconds=round(compute_seconds, 3),
+            compute_seconds=round(job.release.compute_seconds, 3),
             lease=last.lease[:8] if isinstance(last, Finished) and last.lease else None,
         )
 

@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
+from federated_dask.protocol.frames import FrameDecoder
 from federated_dask.protocol.messages import Failure, Finished, Output
 from site_plugins import LocalFederation
 from site_plugins.audit import AUDIT_LOG, Audit, entries, verify
 from site_plugins.audit_commands import audit
 from site_plugins.cli import site
 from tests.site_plugins import graphs
-from tests.site_plugins.helpers import Caller
+from tests.site_plugins.helpers import Caller, as_message, submission
 
 
 def written(federation: LocalFederation, north: Caller) -> list[dict[str, Any]]:
@@ -110,3 +112,32 @@ def test_the_commands(tmp_path: Path) -> None:
     shown = run(audit, ["verify", config])
     assert shown.exit_code == 1
     assert "audit.jsonl, line 1: does not follow" in shown.output
+
+
+async def test_what_cannot_be_written_down_is_not_done(
+    north: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = await north.version("a1b")
+    graph = graphs.chunk_sums(version)
+    write = Audit.write
+
+    def full(self: Audit, event: str, *arguments: Any, **facts: Any) -> None:
+        if event == refused:
+            raise OSError("no space left on device")
+        write(self, event, *arguments, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Audit, "write", full)
+        for refused in ("job_ended", "job_admitted"):
+            body = submission(graph, graph.tasks - 1)
+            async with north.request("POST", "/jobs", data=body) as reply:
+                received = await reply.read()
+            if refused == "job_admitted":
+                assert reply.status == 500
+                continue
+            last = as_message(FrameDecoder().feed(received)[-1])
+            assert isinstance(last, Failure)
+            assert last.reason == "internal"
+    assert "no space left" in caplog.text
+    _, last = await north.run(graph, graph.tasks - 1)
+    assert isinstance(last, Finished)
