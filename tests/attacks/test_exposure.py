@@ -153,7 +153,7 @@ async def test_names_are_refused_not_normalised_and_nothing_leaks(site: RunningS
 async def test_errors_tell_no_paths_values_or_tokens(site: RunningSite) -> None:
     tokens = [site.token("ada"), site.token("bob")]
     # Wrong in one character only, and made up: neither may be repeated.
-    broken = [tokens[0][:-2] + "xx", "canary-token." + "x" * 40 + ".canary"]
+    broken = [tokens[0][:-2] + "xx", "canary-token." + "x" * 40 + ".signed-by-nobody"]
     asked = [
         ("GET", "/datasets/broken"),
         ("GET", "/datasets/missing"),
