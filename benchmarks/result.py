@@ -12,10 +12,14 @@ class Result:
     unit: str = ""
     target: float | None = None
     """Largest value that meets the target."""
+    at_least: bool = False
+    """The target is the smallest value that meets it."""
 
     @property
     def met(self) -> bool | None:
-        return None if self.target is None else self.value <= self.target
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
 
     @property
     def value_text(self) -> str:
@@ -27,4 +31,5 @@ class Result:
 
     @property
     def target_text(self) -> str:
-        return "" if self.target is None else f"≤ {self.target:g}{self.unit}"
+        sign = "≥" if self.at_least else "≤"
+        return "" if self.target is None else f"{sign} {self.target:g}{self.unit}"

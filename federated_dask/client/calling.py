@@ -253,7 +253,7 @@ class FunctionCaller:
                 submission, encoded.buffers, idempotent=description.idempotent
             )
             async with contextlib.aclosing(calling) as events:
-                async for event, received in events:
+                async for event, frame in events:
                     match event:
                         case ProgressEvent():
                             progress.fraction = event.fraction
@@ -263,7 +263,7 @@ class FunctionCaller:
                         case Returned():
                             # At once; what comes after is only the end of the reply.
                             with contextlib.suppress(concurrent.futures.InvalidStateError):
-                                settled.set_result(ReturnedObject(connection, event, received))
+                                settled.set_result(ReturnedObject(connection, event, frame.buffers))
         if not settled.done():
             raise connection_lost(function.site)
 

@@ -38,7 +38,7 @@ from federated_dask.protocol.call_messages import (
     Functions,
     Returned,
 )
-from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
+from federated_dask.protocol.frames import Buffer, Frame, decode_message, encode_frame
 from federated_dask.protocol.identity_messages import LoginOptions
 from federated_dask.protocol.limits import MEBI, Limits
 from federated_dask.protocol.messages import (
@@ -327,7 +327,7 @@ class SiteConnection:
 
     def submit(
         self, submission: JobSubmission, buffers: Sequence[Buffer] = ()
-    ) -> AsyncGenerator[tuple[AnyJobEvent, list[bytearray]], None]:
+    ) -> AsyncGenerator[tuple[AnyJobEvent, Frame], None]:
         """Run a job and stream what the site has to say.
 
         Parameters
@@ -341,8 +341,8 @@ class SiteConnection:
         ------
         event : Accepted, Progress, Heartbeat, Result, Failure or Finished
             `Finished` or `Failure` is the last; see `task_error` for the latter.
-        buffers : list of bytearray
-            What the value of a `Result` refers to.
+        frame : Frame
+            Its frame, with the buffers that the value of a `Result` refers to.
 
         Raises
         ------
@@ -362,7 +362,7 @@ class SiteConnection:
         buffers: Sequence[Buffer] = (),
         *,
         idempotent: bool = False,
-    ) -> AsyncGenerator[tuple[AnyCallEvent, list[bytearray]], None]:
+    ) -> AsyncGenerator[tuple[AnyCallEvent, Frame], None]:
         """Call a published function and stream what the site has to say.
 
         Parameters
@@ -378,8 +378,8 @@ class SiteConnection:
         ------
         event : Accepted, CallProgress, Heartbeat, Returned or Failure
             `Returned` or `Failure` is the last; see `task_error` for the latter.
-        buffers : list of bytearray
-            What the content of a `Returned` refers to.
+        frame : Frame
+            Its frame, with the buffers that the content of a `Returned` refers to.
 
         Raises
         ------
@@ -401,7 +401,7 @@ class SiteConnection:
         types: Any,
         *,
         repeatable: bool = True,
-    ) -> AsyncGenerator[tuple[Any, list[bytearray]], None]:
+    ) -> AsyncGenerator[tuple[Any, Frame], None]:
         body = encode_frame(submission, buffers)
         async with self._open(
             "POST", path, FRAMES_MEDIA_TYPE, body=body, repeatable=repeatable
@@ -414,11 +414,11 @@ class SiteConnection:
                     if isinstance(event, Finished | Returned | Failure):
                         try:
                             # At once: what the site does after that is not waited for.
-                            yield event, list(frame.buffers)
+                            yield event, frame
                         finally:
                             await reply.read_end()
                         return
-                    yield event, list(frame.buffers)
+                    yield event, frame
             raise connection_lost(self.name)
 
     async def fetch_held(self, lease: str, output: int) -> tuple[Result, list[bytearray]]:

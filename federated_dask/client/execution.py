@@ -26,9 +26,10 @@ from federated_dask.client.results import announced_limit, check_result, decode_
 from federated_dask.client.run_record import Link, RunRecord, SiteRun
 from federated_dask.errors import Reason, SiteUnavailable
 from federated_dask.planner.graph import Key, home_graph
+from federated_dask.planner.learning import LearntSizes
 from federated_dask.planner.origins import derivations
 from federated_dask.planner.plan import Job, Plan
-from federated_dask.planner.sizes import is_stated_exactly
+from federated_dask.planner.sizes import FRAME_BYTES, framed, is_stated_exactly, wire_size
 from federated_dask.planner.sources import HOME, HeldReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.messages import (
@@ -68,6 +69,7 @@ async def execute(
     home: HomeCluster | None = None,
     report: ProgressReport | None = None,
     timeout: float | None = None,
+    learnt: LearntSizes | None = None,
 ) -> tuple[dict[Key, Any], RunRecord]:
     """Run a plan.
 
@@ -83,6 +85,8 @@ async def execute(
         Told how far the run is.
     timeout : float, optional
         Seconds for the whole run.
+    learnt : LearntSizes, optional
+        Takes note of what results took on links.
 
     Returns
     -------
@@ -119,6 +123,8 @@ async def execute(
     finally:
         run.let_go()
     seconds = time.perf_counter() - started
+    if learnt is not None:
+        learnt.learn(plan.graph, plan.estimates, run.took)
     return run.results(), _record(run, counters, seconds)
 
 
@@ -148,6 +154,8 @@ class _Run:
         self.sites: dict[str, SiteRun] = {site: SiteRun() for site in plan.sites}
         self.exchanged: Counter[tuple[str, str]] = Counter()
         """Bytes that went from site to site, by (from, to)."""
+        self.took: dict[int, int] = {}
+        """Bytes that results took on a link, without their frames, by position."""
         self.last_use = _last_uses(plan)
 
     async def all_stages(self) -> None:
@@ -164,6 +172,11 @@ class _Run:
         held = {position: self.held[position][0] for position in job.earlier}
         values = {position: self.values[position] for position in job.values}
         held.update({p: self.pulled(p, site) for p, site in job.pulled.items()})
+        self.took.update(
+            (p, wire_size(value, self.plan.table))
+            for p, value in values.items()
+            if p not in self.took
+        )
         submission, buffers = self.plan.submission(job, values, held)
         delegations = await self.delegations(job)
         if delegations:
@@ -173,7 +186,7 @@ class _Run:
         expected = {number: p for number, p in enumerate(job.outputs) if p in released}
         site = self.sites[job.site]
         async with contextlib.aclosing(connection.submit(submission, buffers)) as events:
-            async for event, received in events:
+            async for event, frame in events:
                 match event:
                     case Accepted():
                         site.tasks += event.tasks
@@ -188,7 +201,10 @@ class _Run:
                                 "not asked for, or twice.",
                             )
                         position = expected.pop(event.output)
-                        self.values[position] = self.checked(job.site, position, event, received)
+                        self.values[position] = self.checked(
+                            job.site, position, event, frame.buffers
+                        )
+                        self.took[position] = frame.stored_bytes - FRAME_BYTES
                     case Failure():
                         raise task_error(event)
                     case Finished():
@@ -196,6 +212,7 @@ class _Run:
                         site.read_bytes += event.read_bytes
                         for peer, size in event.pulled_bytes.items():
                             self.exchanged[peer, job.site] += size
+                            self.take_note_of_pulls(job, peer, size)
                         self.take_lease(job, connection, event)
         if expected:
             raise misbehaved(
@@ -232,6 +249,14 @@ class _Run:
         number = {position: output for output, position in enumerate(job.outputs)}
         for position in job.held:
             self.held[position] = wire.Held(name, number[position]), lease
+
+    def take_note_of_pulls(self, job: Job, peer: str, size: int) -> None:
+        """Share out what was fetched from a peer among the results that were fetched."""
+        pulled = [position for position, site in job.pulled.items() if site == peer]
+        predicted = sum(framed(self.plan.sizes[position]) for position in pulled)
+        for position in pulled:
+            share = framed(self.plan.sizes[position]) / predicted
+            self.took[position] = int(size * share) - FRAME_BYTES
 
     async def run_home(self, stage: int, tasks: list[int]) -> None:
         own = set(tasks)

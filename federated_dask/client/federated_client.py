@@ -37,6 +37,7 @@ from federated_dask.client.terms import Terms
 from federated_dask.errors import ConfigurationError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
+from federated_dask.planner.learning import LearntSizes
 from federated_dask.planner.plan import Plan, make_plan
 from federated_dask.planner.sources import SiteFacts
 from federated_dask.protocol.operations import operation_table
@@ -140,6 +141,7 @@ class FederatedClient(FunctionCaller, Terms):
         self._sites = Sites({})
         self._datasets = Datasets({})
         self._last_run: RunRecord | None = None
+        self._learnt = LearntSizes()
         if not asynchronous:
             loop.sync(self._connect())
 
@@ -464,7 +466,9 @@ class FederatedClient(FunctionCaller, Terms):
         self, expression: Any, keys: Iterable[Key], hold: bool = False, at: str | None = None
     ) -> Plan:
         return without_collection(
-            lambda: make_plan(expression, keys, self._facts, self._table, hold=hold, at=at)
+            lambda: make_plan(
+                expression, keys, self._facts, self._table, hold=hold, at=at, learnt=self._learnt
+            )
         )
 
     async def _execute(
@@ -476,6 +480,7 @@ class FederatedClient(FunctionCaller, Terms):
             home=self._home,
             report=report,
             timeout=self.compute_timeout if timeout is None else timeout,
+            learnt=self._learnt,
         )
         return results
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from federated_dask.errors import NotPermitted, Reason, RequestRefused
 from federated_dask.planner.encoding import encode_graph
 from federated_dask.planner.graph import Key, PlanGraph, PlanTask, lower
+from federated_dask.planner.learning import LearntSizes
 from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import Placement, exchange, place
 from federated_dask.planner.programs import Program
@@ -31,6 +33,12 @@ from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = ["Job", "Plan", "make_plan"]
+
+
+EVENT_BYTES = 195
+"""What a job's events take beside its results."""
+DELEGATION_REQUEST_BYTES, DELEGATION_REPLY_BYTES, DELEGATION_BYTES = 40, 577, 325
+"""What a delegation takes: asked for, given, and handed on with the job of its receiver."""
 
 
 @dataclass
@@ -79,6 +87,8 @@ class Plan:
     """Site at which all requested results end, held."""
     leaving: dict[Dataset, int] = field(default_factory=dict)
     """Bytes predicted to leave of each dataset whose egress has a limit."""
+    estimates: list[int] = field(default_factory=list)
+    """What `sizes` were before those that earlier runs taught took their place."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
 
     @property
@@ -122,20 +132,31 @@ class Plan:
 
     def _predict(self) -> dict[tuple[str, str], int]:
         links: Counter[tuple[str, str]] = Counter()
+        leases = {
+            (position, job.site): _placeholder(job)
+            for stage in self.jobs
+            for job in stage
+            for position in job.held
+        }
         for stage in self.jobs:
             for job in stage:
-                links[HOME, job.site] += self._upload_bytes(job)
+                links[HOME, job.site] += self._upload_bytes(job, leases)
+                links[job.site, HOME] += EVENT_BYTES
                 links[job.site, HOME] += sum(framed(self.sizes[p]) for p in job.released)
                 for position, site in job.pulled.items():
                     links[site, job.site] += framed(self.sizes[position])
+                for site, _ in {(site, leases[p, site]) for p, site in job.pulled.items()}:
+                    links[HOME, site] += DELEGATION_REQUEST_BYTES
+                    links[site, HOME] += DELEGATION_REPLY_BYTES
+                    links[HOME, job.site] += DELEGATION_BYTES
         for site, size in self.read_from_home().items():
             links[site, HOME] += size
         return dict(links)
 
-    def _upload_bytes(self, job: Job) -> int:
-        placeholders = {p: wire.Held("0" * 32, 0) for p in job.earlier}
-        placeholders.update({p: wire.Held("0" * 32, 0, site) for p, site in job.pulled.items()})
-        submission, buffers = self.submission(job, dict.fromkeys(job.values), placeholders)
+    def _upload_bytes(self, job: Job, leases: Mapping[tuple[int, str], str]) -> int:
+        held = {p: wire.Held(leases[p, job.site], 0) for p in job.earlier}
+        held.update({p: wire.Held(leases[p, site], 0, site) for p, site in job.pulled.items()})
+        submission, buffers = self.submission(job, dict.fromkeys(job.values), held)
         message = sum(memoryview(piece).nbytes for piece in encode_frame(submission, buffers))
         return message + sum(self.sizes[p] for p in job.values)
 
@@ -182,6 +203,7 @@ def make_plan(
     hold: bool = False,
     at: str | None = None,
     prefer: str | None = None,
+    learnt: LearntSizes | None = None,
 ) -> Plan:
     """Plan a compute.
 
@@ -202,6 +224,8 @@ def make_plan(
         made elsewhere directly where the two sites exchange values, else by home.
     prefer : str, optional
         A site that runs whatever it can; to test that it can.
+    learnt : LearntSizes, optional
+        What results took in earlier runs.
 
     Returns
     -------
@@ -216,11 +240,13 @@ def make_plan(
         If a result that is to be brought to `at` has no wire form.
     """
     graph = split_reductions(lower(expression, keys, table), facts, table)
-    sizes = estimate_sizes(graph)
+    estimates = estimate_sizes(graph)
+    sizes = list(estimates) if learnt is None else learnt.applied(graph, estimates)
     hold = hold or at is not None
     placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at)
     if at is not None:
         _bring(graph, placement, sizes, at)
+        estimates += sizes[len(estimates) :]
     stages = 1 + max(placement.stages, default=0)
     plan = Plan(
         graph,
@@ -232,10 +258,16 @@ def make_plan(
         [[] for _ in range(stages)],
         hold,
         at,
+        estimates=estimates,
     )
     _assign(plan)
     _check_egress(plan)
     return plan
+
+
+def _placeholder(job: Job) -> str:
+    """Make up a name for the lease of a job: names do not shrink on the wire."""
+    return blake2b(f"{job.stage} {job.site}".encode(), digest_size=16).hexdigest()
 
 
 def _bring(graph: PlanGraph, placement: Placement, sizes: list[int], at: str) -> None:
@@ -345,7 +377,8 @@ def _check_egress(plan: Plan) -> None:
         for job in stage:
             for position in (*job.released, *job.pulled):
                 for dataset in datasets[position]:
-                    leaving[dataset] += plan.sizes[position]
+                    # Sites count what is released before it shrinks on the wire.
+                    leaving[dataset] += plan.estimates[position]
                     if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:
                         largest[dataset] = position
     for position in (p for stage in plan.home for p in stage):

@@ -29,11 +29,13 @@ from federated_dask.planner.shapes import sliced_from, sliced_shape
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
-from federated_dask.protocol.frames import encode_frame
-from federated_dask.protocol.messages import Heartbeat
+from federated_dask.protocol.frames import Buffer, encode_frame
+from federated_dask.protocol.messages import Heartbeat, Result
 from federated_dask.protocol.operation_names import READS
+from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.values import encode_value
 
-__all__ = ["estimate_sizes", "framed", "is_stated_exactly", "read_bytes"]
+__all__ = ["estimate_sizes", "framed", "is_stated_exactly", "read_bytes", "wire_size"]
 
 _REDUCTIONS = "dask.array.reductions."
 
@@ -135,13 +137,42 @@ class _Estimates:
 
 def _own_share(task: PlanTask) -> float | None:
     """Share of an array of the researcher's own that is left of it on the wire, or None."""
-    node = task.node
-    if task.program is not None or not isinstance(node, DataNode):
+    if task.program is not None or not isinstance(task.node, DataNode):
         return None
-    values = node.value
-    if not isinstance(values, np.ndarray) or values.dtype.hasobject or not values.nbytes:
+    return _share_left(task.node.value)
+
+
+def wire_size(value: Any, table: OperationTable) -> int:
+    """Bytes that a value takes on a link, without its frame, near enough.
+
+    Parameters
+    ----------
+    value : object
+        What is to be sent, with a wire form.
+    table : OperationTable
+        Resolves callables inside of it.
+
+    Examples
+    --------
+    >>> from federated_dask.protocol.operations import operation_table
+    >>> wire_size(np.random.default_rng(0).random(1000), operation_table()) > 7900
+    True
+    >>> wire_size(np.zeros(1000), operation_table()) < 100
+    True
+    """
+    share = _share_left(value)
+    if share is not None:
+        return int(share * value.nbytes)
+    buffers: list[Buffer] = []
+    message = Result(output=0, value=encode_value(value, buffers, table))
+    pieces = encode_frame(message, buffers)
+    return max(0, sum(memoryview(piece).nbytes for piece in pieces) - FRAME_BYTES)
+
+
+def _share_left(values: Any) -> float | None:
+    """Share of an array that compression leaves, judged by some parts of it; else None."""
+    if type(values) is not np.ndarray or values.dtype.hasobject or not values.nbytes:
         return None
-    # Some parts of it stand for the whole.
     flat = values.reshape(-1)
     step = max(1, flat.nbytes // SAMPLES)
     length = max(1, min(step, SAMPLE) // values.itemsize)

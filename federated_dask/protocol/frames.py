@@ -66,6 +66,8 @@ class Frame(msgspec.Struct, frozen=True):
 
     message: msgspec.Raw
     buffers: Sequence[bytearray]
+    stored_bytes: int = 0
+    """What it took on the wire."""
 
 
 class StoredFrame(msgspec.Struct, frozen=True):
@@ -86,12 +88,14 @@ class StoredFrame(msgspec.Struct, frozen=True):
         """Decompress the frame; empties its `buffers` meanwhile, so that nothing is held twice."""
         frame = self.opened()
         assert isinstance(frame.buffers, LaterBuffers)  # noqa: S101
-        return Frame(frame.message, frame.buffers.all())
+        return Frame(frame.message, frame.buffers.all(), frame.stored_bytes)
 
     def opened(self) -> Frame:
         """Decompress the header; the buffers follow when they are first looked at."""
         header = _parsed(_decompressed(self.header, self.header_size))
-        return Frame(header.message, LaterBuffers(self.buffers, self.sizes[:, 1].tolist()))
+        stored = PREFIX.size + len(self.header) + int(self.sizes[:, 0].sum())
+        later = LaterBuffers(self.buffers, self.sizes[:, 1].tolist())
+        return Frame(header.message, later, stored)
 
 
 class LaterBuffers(Sequence[bytearray]):

@@ -222,7 +222,8 @@ class TestJobs:
             "Result",
             "Finished",
         ]
-        np.testing.assert_array_equal(decode_value(found[2][0].value, found[2][1]), array)
+        np.testing.assert_array_equal(decode_value(found[2][0].value, found[2][1].buffers), array)
+        assert found[2][1].stored_bytes == sum(len(piece) for piece in result(array))
         assert stub.submissions == [SUBMISSION]
 
     async def test_a_failure_is_the_last_event_and_names_the_site(self, connection, stub) -> None:

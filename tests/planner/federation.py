@@ -18,6 +18,7 @@ from dask.local import get_sync
 from toolz import compose
 
 from federated_dask.planner.graph import PlanGraph, home_graph
+from federated_dask.planner.learning import LearntSizes
 from federated_dask.planner.plan import Job, Plan, make_plan
 from federated_dask.planner.sources import HOME, SiteFacts, SourceReference
 from federated_dask.protocol import graph as wire
@@ -92,13 +93,23 @@ class Federation:
             for name in sorted(names)
         }
 
-    def plan(self, *collections: Any, hold: bool = False) -> Plan:
+    def plan(
+        self, *collections: Any, hold: bool = False, learnt: LearntSizes | None = None
+    ) -> Plan:
         """Plan a compute the way Dask would ask for it."""
         found: list[Plan] = []
 
         def scheduler(expression: Any, keys: Any, **_: Any) -> None:
             found.append(
-                make_plan(expression, keys, self.facts, TABLE, hold=hold, prefer=self.prefer)
+                make_plan(
+                    expression,
+                    keys,
+                    self.facts,
+                    TABLE,
+                    hold=hold,
+                    prefer=self.prefer,
+                    learnt=learnt,
+                )
             )
             raise _Planned
 

@@ -1,4 +1,5 @@
 from federated_dask.planner.explanation import Explanation, html_table, text_table
+from federated_dask.planner.plan import EVENT_BYTES
 from federated_dask.planner.sizes import FRAME_BYTES
 from tests.planner.conftest import LAYOUTS
 from tests.planner.federation import Federation
@@ -31,7 +32,7 @@ def test_html_says_the_same_and_is_escaped() -> None:
 def test_numbers_add_up() -> None:
     explanation = explained()
     assert explanation.download_bytes == sum(explanation.read_bytes.values()) == 30 * 24 * 8
-    assert explanation.links["north", "home"] == 18 * 24 * 8 + 6 * FRAME_BYTES
+    assert explanation.links["north", "home"] == 18 * 24 * 8 + 6 * FRAME_BYTES + EVENT_BYTES
     assert set(explanation.tasks) == {"north", "south", "home"}
 
 
