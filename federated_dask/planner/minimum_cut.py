@@ -109,18 +109,41 @@ def assign(
     ['a']
     """
     current = list(places)
-    candidates = sorted({place for each in allowed for place in each}, key=str)
-    best = moved_cost(values, current, cost)
+    items_at: dict[Hashable, list[int]] = {}
+    for item, each in enumerate(allowed):
+        for place in each:
+            items_at.setdefault(place, []).append(item)
+    values_of = _values_by_item(values, len(current))
     for _ in range(MAX_ROUNDS):
         improved = False
-        for place in candidates:
-            moved = _expand(values, current, allowed, cost, place, best)
-            total = moved_cost(values, moved, cost)
-            if total < best * (1 - 1e-9) - 1e-9:
-                current, best, improved = moved, total, True
+        for place in sorted(items_at, key=str):
+            active = [item for item in items_at[place] if current[item] != place]
+            # Nothing but what these items make and need can change.
+            touched = sorted({number for item in active for number in values_of[item]})
+            near = [values[number] for number in touched]
+            before = moved_cost(near, current, cost)
+            moving = _expand(near, current, active, cost, place, before)
+            for item, old in [(item, current[item]) for item in moving]:
+                current[item] = place
+                moving[item] = old
+            if moved_cost(near, current, cost) < before * (1 - 1e-9) - 1e-9:
+                improved = True
+            else:
+                for item, old in moving.items():
+                    current[item] = old
         if not improved:
             break
     return current
+
+
+def _values_by_item(values: Sequence[Value], items: int) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in range(items)]
+    for number, value in enumerate(values):
+        for item in value.consumers:
+            found[item].append(number)
+        if value.producer is not None:
+            found[value.producer].append(number)
+    return found
 
 
 class _Network:
@@ -171,30 +194,26 @@ class _Network:
 def _expand(
     values: Sequence[Value],
     current: Sequence[Hashable],
-    allowed: Sequence[frozenset[Hashable]],
+    active: Sequence[int],
     cost: Cost,
     target: Hashable,
     best: float,
-) -> list[Hashable]:
-    """Find the best set of items to change to `target`; `best` is what all cost now."""
+) -> dict[int, Hashable]:
+    """Find the best set of active items to change to `target`; `best` is what all cost now."""
     network = _Network()
-    nodes: dict[int, int] = {}
-    for item, place in enumerate(current):
-        if place == target:
-            nodes[item] = 1
-        elif target in allowed[item]:
-            nodes[item] = network.node()
-        else:
-            nodes[item] = 0
+    nodes: dict[int, int] = {item: network.node() for item in active}
+    for value in values:
+        for item in value.consumers:
+            if item not in nodes:
+                nodes[item] = 1 if current[item] == target else 0
+        if value.producer is not None and value.producer not in nodes:
+            nodes[value.producer] = 1 if current[value.producer] == target else 0
     for value in values:
         _add_value(network, value, current, nodes, cost, target)
-    if network.size == 2:
-        return list(current)
+    if not network.starts:
+        return {}
     kept = network.kept(best * (1 + 1e-9))
-    return [
-        target if node > 1 and not kept[node] else place
-        for place, node in ((place, nodes[item]) for item, place in enumerate(current))
-    ]
+    return {item: target for item in active if not kept[nodes[item]]}
 
 
 def _add_value(

@@ -147,6 +147,8 @@ class _Placer:
     def allowed(self, position: int, sites: set[str]) -> frozenset[str]:
         """Places that can run a task."""
         task = self.graph.tasks[position]
+        if len(sites) > MOST_PLACES:
+            sites = self.nearest(position)
         # Home reads stored variables over the link; no site reads those of another.
         stored = {source.site for source in task.sources}
         return frozenset(
@@ -159,6 +161,21 @@ class _Placer:
                 ),
             }
         )
+
+    def nearest(self, position: int) -> set[str]:
+        """Name the sites that hold most of what a task needs, and where it is needed."""
+        held: Counter[str] = Counter(source.site for source in self.graph.tasks[position].sources)
+        for below in self.graph.tasks[position].dependencies:
+            place = self.places[below]
+            if place is not None:
+                held[place] += int(self.weights[below])
+        sites = {site for site, _ in held.most_common(MOST_PLACES)}
+        own = self.origins[position]
+        if len(own) <= MOST_PLACES:
+            sites |= own
+        if position in self.needed:
+            sites.add(self.needed[position])
+        return sites - {HOME}
 
     def values_around(self, item: Mapping[int, int]) -> list[Value]:
         """Describe the results that the meeting tasks make and need."""
@@ -318,6 +335,8 @@ def exchange(facts: Mapping[str, SiteFacts], start: str, end: str) -> bool:
     return end in facts[start].peers and start in facts[end].peers
 
 
+MOST_PLACES = 12
+"""Sites that are considered for one task: of a hundred that meet there, each holds little."""
 WORK = 0.02
 """Share of a result's bytes that must be saved for a task to leave the site of its data."""
 MOSTLY = 0.8
