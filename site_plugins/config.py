@@ -23,6 +23,7 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PositiveFloat,
     StringConstraints,
     ValidationError,
     ValidationInfo,
@@ -195,6 +196,8 @@ class ClusterSection(Section):
     memory_limit: str | int | float = "auto"
     processes: bool = True
     dashboard_address: str | None = "127.0.0.1:0"
+    resources: dict[Name, PositiveFloat] = {}
+    """What each worker of an embedded cluster has, such as ``GPU = 1``, for tasks that ask."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ClusterSection:

@@ -42,7 +42,7 @@ from site_plugins.stopping import CallPlugin
 
 if TYPE_CHECKING:
     from dask.typing import Key
-    from distributed.scheduler import Scheduler
+    from distributed.scheduler import Scheduler, WorkerState
 
 __all__ = [
     "JOB_ANNOTATION",
@@ -84,6 +84,8 @@ class SiteState:
     memory: int
     """Memory limit of all workers together, bytes."""
     versions: Mapping[str, str]
+    resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Most that one worker has of each resource."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,6 +266,7 @@ class SitePlugin(SchedulerPlugin):
                 threads=sum(worker.nthreads for worker in workers),
                 memory=sum(worker.memory_limit or 0 for worker in workers),
                 versions=_versions(),
+                resources=_resources(workers),
             )
         )
 
@@ -465,6 +468,15 @@ def _dashboard_link(scheduler: Scheduler) -> str | None:
     protocol, rest = scheduler.address.split("://", 1)
     host = "localhost" if protocol == "inproc" else rest.rsplit(":", 1)[0]
     return str(format_dashboard_link(host, server.port))
+
+
+def _resources(workers: Iterable[WorkerState]) -> dict[str, float]:
+    """Most that one worker has of each resource: a task runs on one."""
+    most: dict[str, float] = {}
+    for worker in workers:
+        for name, amount in worker.resources.items():
+            most[name] = max(amount, most.get(name, 0.0))
+    return most
 
 
 def _versions() -> dict[str, str]:

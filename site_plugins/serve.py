@@ -210,6 +210,7 @@ async def _scheduler(section: ClusterSection, stack: AsyncExitStack) -> tuple[st
         silence_logs=False,
         scheduler_kwargs={"dashboard_address": section.dashboard_address or "127.0.0.1:0"},
         security=security,
+        resources=dict(section.resources) or None,
         asynchronous=True,
         **options,
     )

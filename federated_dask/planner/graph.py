@@ -170,6 +170,7 @@ def lower(expression: Any, keys: Iterable[Key], table: OperationTable) -> PlanGr
     wanted = list(dict.fromkeys(flatten(keys, container=list)))
     graph = _high_level(expression)
     hints: dict[Hashable, Mapping[str, Any]] = {}
+    resources: dict[Key, wire.Resources] = {}
     if graph is None:
         nodes = convert_legacy_graph(ensure_dict(_low_level(expression)))
     else:
@@ -179,8 +180,23 @@ def lower(expression: Any, keys: Iterable[Key], table: OperationTable) -> PlanGr
             if layer.collection_annotations
         }
         graph = optimize_blockwise(graph, keys=[*wanted, *_meeting_points(graph, table)])
-        nodes = convert_legacy_graph(ensure_dict(graph.cull(set(wanted))))
-    return _Lowering(nodes, hints, table).run(wanted)
+        graph = graph.cull(set(wanted))
+        resources = _resources(graph)
+        nodes = convert_legacy_graph(ensure_dict(graph))
+    return _Lowering(nodes, hints, table, resources).run(wanted)
+
+
+def _resources(graph: HighLevelGraph) -> dict[Key, wire.Resources]:
+    """Read what ``dask.annotate(resources=…)`` asks for, by key."""
+    found: dict[Key, wire.Resources] = {}
+    for layer in graph.layers.values():
+        stated = (layer.annotations or {}).get("resources")
+        if not stated:
+            continue
+        for key in layer:
+            asked = stated(key) if callable(stated) else stated
+            found[key] = tuple(sorted((str(name), float(asked[name])) for name in asked))
+    return found
 
 
 def has_site_data(expression: Any) -> bool:
@@ -230,6 +246,9 @@ def _meeting_points(graph: HighLevelGraph, table: OperationTable) -> set[Hashabl
             # The index is folded into the reads, which must stand alone for that.
             kept.update(above for above, below in graph.dependencies.items() if name in below)
             kept.add(name)
+        if (layer.annotations or {}).get("resources"):
+            # Dask would have what it is fused with ask for the same.
+            kept.update((name, *graph.dependencies[name]))
         if isinstance(layer, Blockwise):
             inputs = {below: sites[below] for below in graph.dependencies[name] if sites[below]}
             is_foreign = sites[name] == AT_HOME and inputs
@@ -303,8 +322,10 @@ class _Lowering:
         nodes: dict[Key, GraphNode],
         hints: Mapping[Hashable, Mapping[str, Any]],
         table: OperationTable,
+        resources: Mapping[Key, wire.Resources],
     ) -> None:
         self.nodes = nodes
+        self.resources = resources
         self.hints = hints
         self.tasks: list[PlanTask] = []
         self.leaves: list[Leaf] = []
@@ -397,7 +418,9 @@ class _Lowering:
         program, blocker = None, None
         if not finalise:
             try:
-                program = self.maker.make(self.with_composed_indices(node))
+                program = self.maker.make(
+                    self.with_composed_indices(node), self.resources.get(key, ())
+                )
             except Foreign as foreign:
                 blocker = str(foreign)
         operands = {self.operand(below) for below in node.dependencies}

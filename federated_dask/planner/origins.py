@@ -10,7 +10,7 @@ from federated_dask.planner.nodes import uses
 from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
 from federated_dask.protocol import graph as wire
 
-__all__ = ["AT_HOME", "Availability", "Dataset", "derivations", "origins"]
+__all__ = ["AT_HOME", "Availability", "Dataset", "derivations", "origins", "resources_of"]
 
 AT_HOME = frozenset({HOME})
 
@@ -23,13 +23,29 @@ class Availability:
         self._lacking: dict[tuple[wire.Template, str], frozenset[str]] = {}
 
     def lacking(self, task: PlanTask, site: str) -> frozenset[str]:
-        """Operations of a task with a program that a site does not have."""
+        """Operations and resources of a task with a program that a site does not have."""
         assert task.program is not None  # noqa: S101
         key = (task.program.template, site)
         if key not in self._lacking:
-            used = frozenset[str]().union(*(uses(step) for step in task.program.template.steps))
-            self._lacking[key] = used - self._facts[site].operations
+            template = task.program.template
+            used = frozenset[str]().union(*(uses(step) for step in template.steps))
+            has = self._facts[site].resources
+            short = {
+                f"the resource {name}"
+                for name, need in template.resources
+                if has.get(name, 0) < need
+            }
+            self._lacking[key] = (used - self._facts[site].operations) | short
         return self._lacking[key]
+
+    def bound_to(self, task: PlanTask) -> frozenset[str]:
+        """Sites of which one must run a task, for the resources that it asks for; else none."""
+        if not resources_of(task):
+            return frozenset()
+        stored = {source.site for source in task.sources}
+        return frozenset(
+            site for site in self._facts if stored <= {site} and self.can_run(task, site)
+        )
 
     def can_run(self, task: PlanTask, site: str) -> bool:
         """Say whether a site can run a task."""
@@ -72,7 +88,13 @@ def origins(
             places = below[0]
         else:
             places = frozenset(own).union(*below)
-        if not places and prefer is not None:
+        bound = available.bound_to(task)
+        if bound:
+            # It runs where the resources are, wherever its data is.
+            places = places & bound if len(places) == 1 and places <= bound else places | bound
+        elif resources_of(task):
+            places = AT_HOME
+        elif not places and prefer is not None:
             places = frozenset({prefer})
         if len(places) == 1 and places != AT_HOME:
             (site,) = places
@@ -80,6 +102,11 @@ def origins(
                 places = AT_HOME
         result.append(places)
     return result
+
+
+def resources_of(task: PlanTask) -> wire.Resources:
+    """Resources that a task asks for."""
+    return () if task.program is None else task.program.template.resources
 
 
 class Dataset(NamedTuple):

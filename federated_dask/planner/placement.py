@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from federated_dask.planner.graph import PlanGraph
 from federated_dask.planner.inflation import inflating
 from federated_dask.planner.minimum_cut import Value, assign
-from federated_dask.planner.origins import Availability, Dataset, derivations, origins
+from federated_dask.planner.origins import Availability, Dataset, derivations, origins, resources_of
 from federated_dask.planner.sizes import framed, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
@@ -121,6 +121,7 @@ class _Placer:
             and task.program is not None
             # What a site holds lies there, and the last step is Dask's at home.
             and task.held_at is None
+            and not resources_of(task)
             for task, where in zip(self.graph.tasks, self.origins, strict=True)
         ]
         return inflating(
@@ -148,12 +149,14 @@ class _Placer:
         """Places that can run a task."""
         task = self.graph.tasks[position]
         if len(sites) > MOST_PLACES:
-            sites = self.nearest(position)
+            sites = self.nearest(position) | self.available.bound_to(task)
         # Home reads stored variables over the link; no site reads those of another.
         stored = {source.site for source in task.sources}
+        # What asks for resources runs at home only if no site has them.
+        home = () if self.available.bound_to(task) else (HOME,)
         return frozenset(
             {
-                HOME,
+                *home,
                 *(
                     site
                     for site in sites
@@ -271,6 +274,8 @@ class _Placer:
             if place == HOME:
                 self.explain_home(position)
             return place
+        if bound := self.available.bound_to(self.graph.tasks[position]):
+            return min(sorted(bound), key=lambda site: self.bytes_brought(position, site))
         return self.choose_among(position)
 
     def choose_among(self, position: int) -> str:
@@ -296,6 +301,10 @@ class _Placer:
         task = self.graph.tasks[position]
         sites = {place for below in task.dependencies if (place := self.places[below])} - {HOME}
         sites |= {source.site for source in task.sources}
+        if resources_of(task):
+            names = " and ".join(name for name, _ in resources_of(task))
+            self.reasons[position] = f"no site has as much {names} as it asks for"
+            return
         if task.finalise or not sites:
             return
         if task.program is None:

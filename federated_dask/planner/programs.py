@@ -105,8 +105,15 @@ class ProgramMaker:
         self._templates: dict[wire.Template, tuple[wire.Template, TemplateFacts | str]] = {}
         self._bound: dict[int, str | None] = {}
 
-    def make(self, node: GraphNode) -> Program:
+    def make(self, node: GraphNode, resources: wire.Resources = ()) -> Program:
         """Make the program of one task.
+
+        Parameters
+        ----------
+        node : GraphNode
+            The task.
+        resources : tuple of (str, float), optional
+            What it asks for of a worker.
 
         Raises
         ------
@@ -123,13 +130,15 @@ class ProgramMaker:
             steps = self.subgraph(node, holes)
         else:
             steps = (self.call(node, holes),)
-        template, facts = self.template(steps)
+        template, facts = self.template(steps, resources)
         self.check_references(holes.references, facts)
         return Program(template, tuple(holes.references), tuple(holes.integers))
 
-    def template(self, steps: tuple[wire.Node, ...]) -> tuple[wire.Template, TemplateFacts]:
+    def template(
+        self, steps: tuple[wire.Node, ...], resources: wire.Resources = ()
+    ) -> tuple[wire.Template, TemplateFacts]:
         """Give the one template of these steps, checked as a site will check it."""
-        template = wire.Template(steps)
+        template = wire.Template(steps, resources)
         known = self._templates.get(template)
         if known is None:
             facts: TemplateFacts | str

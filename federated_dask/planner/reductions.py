@@ -34,7 +34,7 @@ from federated_dask.planner.nodes import (
     tree_node,
     uses,
 )
-from federated_dask.planner.origins import origins
+from federated_dask.planner.origins import origins, resources_of
 from federated_dask.planner.programs import Program
 from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
@@ -284,7 +284,7 @@ class _Splitter:
         self.graph.tasks[position] = replace(
             task,
             dependencies=tuple(sorted(set(inputs))),
-            program=Program(wire.Template((call,)), (*node.bound, *inputs), ()),
+            program=Program(wire.Template((call,), resources_of(task)), (*node.bound, *inputs), ()),
             node=aggregate_node(task, keys, node.depth),
         )
         self.changed = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -55,8 +56,11 @@ class SiteFacts:
         Names of the operations it has.
     peers : frozenset of str
         Sites with which it exchanges values.
+    resources : mapping of str to float
+        Most that one of its workers has of each resource.
     """
 
     name: str
     operations: frozenset[str]
     peers: frozenset[str] = frozenset()
+    resources: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -103,6 +103,8 @@ class SiteDescription(Message, frozen=True, kw_only=True):
     threads: Size = 0
     memory: Size = 0
     """Memory limit of all workers together, bytes."""
+    resources: dict[str, float] = {}
+    """What one worker has of each resource that tasks may ask for, at most."""
     limits: dict[str, int] = {}
     """Caps a submission must respect; see `federated_dask.protocol.limits`."""
 

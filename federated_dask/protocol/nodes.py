@@ -31,6 +31,7 @@ __all__ = [
     "Partial",
     "Position",
     "Reference",
+    "Resources",
     "Scalar",
     "Slice",
     "Template",
@@ -176,10 +177,25 @@ Node: TypeAlias = (
 """Any node of a template."""
 
 
+Resources: TypeAlias = Annotated[
+    tuple[
+        tuple[
+            Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.\-]+\Z")],
+            Annotated[float, Meta(gt=0, le=1e6)],
+        ],
+        ...,
+    ],
+    Meta(max_length=8),
+]
+"""Names of resources and how much of each a task needs, in alphabetical order."""
+
+
 class Template(Tagged, frozen=True, array_like=True):
     """What the tasks of a block have in common."""
 
     steps: tuple[Node, ...]
+    resources: Resources = ()
+    """What a worker must have free to run one of them, as with `dask.annotate`."""
 
 
 def children(node: Node) -> Sequence[Node]:

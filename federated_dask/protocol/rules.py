@@ -99,6 +99,9 @@ def check_template(
     """
     if not 1 <= len(template.steps) <= MAX_STEPS:
         raise _malformed("A template has no steps, or too many.")
+    names = [name for name, _ in template.resources]
+    if names != sorted(set(names)):
+        raise _malformed("The resources of a template are not in order.")
     checker = _Checker(table, operations, most_nodes)
     for position, step in enumerate(template.steps):
         checker.step = position

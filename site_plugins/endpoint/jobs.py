@@ -170,6 +170,7 @@ class JobRunner:
 
         checked = await _called(is_small, check)
         is_small = is_small and checked.nodes <= SMALL_NODES
+        await self._require_resources(graph)
         sources = [
             await self._source(source.dataset, source.version, source.variable, principal)
             for source in graph.sources
@@ -217,6 +218,24 @@ class JobRunner:
             # Workers without a limit, or none yet.
             return self.settings.limits.task_bytes
         return state.memory // max(1, state.workers) // 2
+
+    async def _require_resources(self, graph: wire.Graph) -> None:
+        """Refuse tasks that ask for what no worker has: they would wait for ever."""
+        asked: dict[str, float] = {}
+        for name, amount in (pair for template in graph.templates for pair in template.resources):
+            asked[name] = max(amount, asked.get(name, 0.0))
+        if not asked:
+            return
+        has = (await self.gateway.state()).resources
+        short = sorted(name for name, amount in asked.items() if has.get(name, 0.0) < amount)
+        if short:
+            raise RequestRefused(
+                f"A task asks for {', '.join(short)}; no worker of this site has as much.",
+                reason=Reason.LIMIT_EXCEEDED,
+                site=self.gateway.site,
+                hint="Ask for less in dask.annotate(resources=...), or call fed.refresh() if the "
+                "site had it before.",
+            )
 
     async def operands_held(
         self, wanted: Sequence[wire.Held], delegations: Mapping[str, str], owner: str

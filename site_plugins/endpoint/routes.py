@@ -105,6 +105,7 @@ async def site(request: Request, principal: Asker) -> Response:
             workers=state.workers if inside else 0,
             threads=state.threads if inside else 0,
             memory=state.memory if inside else 0,
+            resources=dict(state.resources),
             limits={
                 **msgspec.structs.asdict(runner.settings.limits),
                 "task_bytes": await runner.task_bytes(),

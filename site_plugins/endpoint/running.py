@@ -194,9 +194,11 @@ class Run:
             return
         is_small = len(tasks) <= SMALL_GRAPH
         if is_small:
-            pickled = _pickled(tasks)
+            pickled = _pickled(tasks, built.resources)
         else:
-            pickled = await asyncio.to_thread(without_collection, lambda: _pickled(tasks))
+            pickled = await asyncio.to_thread(
+                without_collection, lambda: _pickled(tasks, built.resources)
+            )
         client: Client = self.gateway.client
         # The size was checked by admission; the warning is for people at a prompt.
         settings = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
@@ -360,12 +362,26 @@ class _Pickled:
 
 
 def _expression(tasks: bytes) -> LLGExpr:
+    graph, resources = pickle.loads(tasks)  # noqa: S301
     # Without a token of ours, Dask would make one from all tasks, which takes longer than all else.
-    return LLGExpr(pickle.loads(tasks), _determ_token=secrets.token_hex(16))  # noqa: S301
+    token = secrets.token_hex(16)
+    if not resources:
+        return LLGExpr(graph, _determ_token=token)
+    return _WithResources(graph, resources, _determ_token=token)  # type: ignore[no-untyped-call]
 
 
-def _pickled(tasks: Mapping[Key, GraphNode]) -> bytes:
+class _WithResources(LLGExpr):
+    """A graph of which some tasks ask for resources."""
+
+    _parameters = ["dsk", "resources"]  # noqa: RUF012
+
+    def __dask_annotations__(self) -> dict[str, dict[Key, Any]]:
+        resources: dict[Key, Any] = self.operand("resources")  # type: ignore[no-untyped-call]
+        return {"resources": resources}
+
+
+def _pickled(tasks: Mapping[Key, GraphNode], resources: Mapping[Key, Mapping[str, float]]) -> bytes:
     from distributed.protocol.pickle import dumps
 
-    pickled: bytes = dumps(dict(tasks))
+    pickled: bytes = dumps((dict(tasks), dict(resources)))
     return pickled

@@ -52,6 +52,8 @@ class BuiltGraph:
     """Key of each output."""
     labels: list[frozenset[str]]
     """Datasets that each output derives from."""
+    resources: dict[Key, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """What tasks ask for of a worker."""
 
 
 def build_graph(
@@ -111,7 +113,21 @@ def build_graph(
         tasks=_without_unused(tasks, operands.nodes),
         keys=keys,
         labels=[labels(first + output) for output in outputs],
+        resources=_resources(tasks, blocks, minted, checked.graph),
     )
+
+
+def _resources(
+    tasks: Mapping[Key, GraphNode], blocks: list[_Block], minted: _Minted, graph: wire.Graph
+) -> dict[Key, dict[str, float]]:
+    """List what tasks ask for of a worker, by key."""
+    found: dict[Key, dict[str, float]] = {}
+    for block in blocks:
+        asked = dict(graph.templates[block.template].resources)
+        if asked:
+            keys = (minted.keys[number] for number in block.numbers.tolist())
+            found.update((key, asked) for key in keys if key in tasks)
+    return found
 
 
 def _without_unused(
@@ -168,13 +184,18 @@ def _linear(
     blocks: list[_Block], wanted: np.ndarray, operands: Operands, graph: wire.Graph
 ) -> _Fused:
     """Fuse a task into its only consumer where it is that one's only dependency."""
+    asks = [template.resources for template in graph.templates]
     size = graph.first_task + graph.tasks
     is_key = np.ones(size, dtype=bool)
     is_key[: graph.first_task] = operands.separate
     dependencies = np.zeros(size, dtype=np.int64)
     dependents = np.zeros(size, dtype=np.int64)
     consumer = np.full(size, -1, dtype=np.int64)
+    # Tasks that ask for different resources are not for the same worker.
+    kinds = {resources: number for number, resources in enumerate({(), *asks})}
+    asked = np.full(size, kinds[()], dtype=np.int64)
     for block in blocks:
+        asked[block.numbers] = kinds[asks[block.template]]
         references = np.sort(block.references, axis=1)
         counts = is_key[references]
         if references.shape[1] > 1:
@@ -185,6 +206,7 @@ def _linear(
             dependents += np.bincount(chosen, minlength=size)
             consumer[chosen] = np.repeat(block.numbers, counts.sum(axis=1))
     fusible = (dependents == 1) & (dependencies[consumer] == 1)
+    fusible &= asked == asked[consumer]
     fusible[: graph.first_task] = False
     fusible[wanted] = False
     into = np.where(fusible, consumer, -1)
