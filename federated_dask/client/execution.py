@@ -27,6 +27,7 @@ from federated_dask.client.run_record import Link, RunRecord, SiteRun
 from federated_dask.errors import Reason, SiteUnavailable
 from federated_dask.planner.graph import Key, home_graph
 from federated_dask.planner.learning import LearntSizes
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.origins import derivations
 from federated_dask.planner.plan import Job, Plan
 from federated_dask.planner.sizes import FRAME_BYTES, framed, is_stated_exactly, wire_size
@@ -70,6 +71,7 @@ async def execute(
     report: ProgressReport | None = None,
     timeout: float | None = None,
     learnt: LearntSizes | None = None,
+    links: LinkCosts | None = None,
 ) -> tuple[dict[Key, Any], RunRecord]:
     """Run a plan.
 
@@ -87,6 +89,8 @@ async def execute(
         Seconds for the whole run.
     learnt : LearntSizes, optional
         Takes note of what results took on links.
+    links : LinkCosts, optional
+        Takes note of how fast links are.
 
     Returns
     -------
@@ -123,6 +127,9 @@ async def execute(
     finally:
         run.let_go()
     seconds = time.perf_counter() - started
+    if links is not None:
+        for site, counter in counters.items():
+            links.measure(site, HOME, counter.flowed, counter.flow_seconds)
     if learnt is not None:
         learnt.learn(plan.graph, plan.estimates, run.took)
     return run.results(), _record(run, counters, seconds)

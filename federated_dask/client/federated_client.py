@@ -38,6 +38,7 @@ from federated_dask.errors import ConfigurationError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data
 from federated_dask.planner.learning import LearntSizes
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.plan import Plan, make_plan
 from federated_dask.planner.sources import SiteFacts
 from federated_dask.protocol.operations import operation_table
@@ -94,6 +95,9 @@ class FederatedClient(FunctionCaller, Terms):
     project : str, optional
         Project for which you compute, ``name@site``: where it was given a dataset,
         its budget counts.
+    link_costs : mapping of (str, str) to float, optional
+        What a byte costs on a link, relative to others: ``{("north", "home"): 2.0}``;
+        by default as slow as earlier runs of this client found it.
     asynchronous : bool, default False
         For use in coroutines: methods that wait return awaitables.
 
@@ -123,6 +127,7 @@ class FederatedClient(FunctionCaller, Terms):
         home: HomeCluster | None = None,
         progress: bool | None = None,
         project: str | None = None,
+        link_costs: Mapping[tuple[str, str], float] | None = None,
         asynchronous: bool = False,
     ) -> None:
         if isinstance(address, _Federation):
@@ -142,6 +147,7 @@ class FederatedClient(FunctionCaller, Terms):
         self._datasets = Datasets({})
         self._last_run: RunRecord | None = None
         self._learnt = LearntSizes()
+        self._links = LinkCosts(link_costs)
         if not asynchronous:
             loop.sync(self._connect())
 
@@ -467,7 +473,14 @@ class FederatedClient(FunctionCaller, Terms):
     ) -> Plan:
         return without_collection(
             lambda: make_plan(
-                expression, keys, self._facts, self._table, hold=hold, at=at, learnt=self._learnt
+                expression,
+                keys,
+                self._facts,
+                self._table,
+                hold=hold,
+                at=at,
+                learnt=self._learnt,
+                links=self._links,
             )
         )
 
@@ -481,6 +494,7 @@ class FederatedClient(FunctionCaller, Terms):
             report=report,
             timeout=self.compute_timeout if timeout is None else timeout,
             learnt=self._learnt,
+            links=self._links,
         )
         return results
 

@@ -25,10 +25,16 @@ class LinkCounter:
         Bytes from home to the site.
     received : int
         Bytes from the site to home.
+    flowed : int
+        Those of them that came close behind others, not after a time of waiting.
+    flow_seconds : float
+        How long these took.
     """
 
     sent: int = 0
     received: int = 0
+    flowed: int = 0
+    flow_seconds: float = 0.0
 
 
 _links: ContextVar[dict[str, LinkCounter] | None] = ContextVar("federated_dask_links", default=None)

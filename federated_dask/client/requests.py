@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
@@ -34,6 +35,8 @@ LARGEST_JSON = 16 * MEBI
 UPLOAD_CHUNK = 2**18
 SMALL_UPLOAD = 2**14
 """Bytes up to which a body is not worth being sent in pieces."""
+LONGEST_GAP = 0.25
+"""Seconds between two pieces of a body after which the site is thought to have been busy."""
 ATTEMPTS = 2
 NOT_AN_ENDPOINT = "Check that the address is that of an endpoint, not of a page or proxy before it."
 
@@ -247,10 +250,18 @@ class Reply:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the body as it arrives; the site waits while nobody takes it."""
+        last: float | None = None
         async for data in self.response.content.iter_any():
+            now = time.monotonic()
+            flows = last is not None and now - last < LONGEST_GAP
             for counter in self.counters:
                 counter.received += len(data)
+                if flows and last is not None:
+                    counter.flowed += len(data)
+                    counter.flow_seconds += now - last
             yield data
+            # What is done with the data in between is no matter of the link.
+            last = time.monotonic()
 
     async def frames(self, limits: Limits) -> AsyncGenerator[Frame, None]:
         """Give the body's frames, each as soon as it is whole."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from federated_dask.planner.graph import PlanGraph
 from federated_dask.planner.inflation import inflating
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.minimum_cut import Value, assign
 from federated_dask.planner.origins import Availability, Dataset, derivations, origins, resources_of
 from federated_dask.planner.sizes import framed, read_bytes
@@ -46,6 +47,7 @@ def place(
     prefer: str | None = None,
     hold: bool = False,
     at: str | None = None,
+    links: LinkCosts | None = None,
 ) -> Placement:
     """Place every task.
 
@@ -63,12 +65,14 @@ def place(
         Requested results stay where they are made.
     at : str, optional
         A site where requested results are needed, in place of home.
+    links : LinkCosts, optional
+        What a byte costs on each link.
 
     Returns
     -------
     Placement
     """
-    return _Placer(graph, sizes, facts, prefer, hold, at).run()
+    return _Placer(graph, sizes, facts, prefer, hold, at, links or LinkCosts()).run()
 
 
 class _Placer:
@@ -80,6 +84,7 @@ class _Placer:
         prefer: str | None,
         hold: bool,
         at: str | None,
+        links: LinkCosts,
     ) -> None:
         self.graph = graph
         self.sizes = sizes
@@ -97,6 +102,8 @@ class _Placer:
         if at is not None or not hold:
             self.needed = dict.fromkeys(outputs, at or HOME)
         self.weights = _weights(graph, sizes)
+        self.links = links
+        self.costs: dict[tuple[str, str], float] = {}
 
     def run(self) -> Placement:
         for position in range(len(self.graph.tasks)):
@@ -260,8 +267,12 @@ class _Placer:
 
     def cost(self, start: Hashable, end: Hashable) -> float:
         """Cost per byte of a link: two sites that do not exchange values use home as a relay."""
-        direct = HOME in (start, end) or exchange(self.facts, str(start), str(end))
-        return 1.0 if direct else 2.0
+        key = str(start), str(end)
+        if key not in self.costs:
+            direct = HOME in key or exchange(self.facts, *key)
+            legs = [key] if direct else [(key[0], HOME), (HOME, key[1])]
+            self.costs[key] = sum(self.links.of(*leg) for leg in legs)
+        return self.costs[key]
 
     def choose(self, position: int) -> str | None:
         where = self.origins[position]

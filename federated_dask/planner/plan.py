@@ -20,6 +20,7 @@ from federated_dask.errors import NotPermitted, Reason, RequestRefused
 from federated_dask.planner.encoding import encode_graph
 from federated_dask.planner.graph import Key, PlanGraph, PlanTask, lower
 from federated_dask.planner.learning import LearntSizes
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import Placement, exchange, place
 from federated_dask.planner.programs import Program
@@ -204,6 +205,7 @@ def make_plan(
     at: str | None = None,
     prefer: str | None = None,
     learnt: LearntSizes | None = None,
+    links: LinkCosts | None = None,
 ) -> Plan:
     """Plan a compute.
 
@@ -226,6 +228,8 @@ def make_plan(
         A site that runs whatever it can; to test that it can.
     learnt : LearntSizes, optional
         What results took in earlier runs.
+    links : LinkCosts, optional
+        What a byte costs on each link.
 
     Returns
     -------
@@ -243,7 +247,7 @@ def make_plan(
     estimates = estimate_sizes(graph)
     sizes = list(estimates) if learnt is None else learnt.applied(graph, estimates)
     hold = hold or at is not None
-    placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at)
+    placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at, links=links)
     if at is not None:
         _bring(graph, placement, sizes, at)
         estimates += sizes[len(estimates) :]

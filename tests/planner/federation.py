@@ -19,6 +19,7 @@ from toolz import compose
 
 from federated_dask.planner.graph import PlanGraph, home_graph
 from federated_dask.planner.learning import LearntSizes
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.plan import Job, Plan, make_plan
 from federated_dask.planner.sources import HOME, SiteFacts, SourceReference
 from federated_dask.protocol import graph as wire
@@ -94,7 +95,11 @@ class Federation:
         }
 
     def plan(
-        self, *collections: Any, hold: bool = False, learnt: LearntSizes | None = None
+        self,
+        *collections: Any,
+        hold: bool = False,
+        learnt: LearntSizes | None = None,
+        links: LinkCosts | None = None,
     ) -> Plan:
         """Plan a compute the way Dask would ask for it."""
         found: list[Plan] = []
@@ -109,6 +114,7 @@ class Federation:
                     hold=hold,
                     prefer=self.prefer,
                     learnt=learnt,
+                    links=links,
                 )
             )
             raise _Planned

@@ -1,6 +1,7 @@
 import dask.array as da
 import numpy as np
 
+from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.plan import Plan
 from federated_dask.planner.sources import HOME
 from tests.planner.conftest import LAYOUTS
@@ -131,3 +132,16 @@ def test_slices_that_no_collection_states_have_a_size() -> None:
     for task, size in zip(plan.graph.tasks, plan.sizes, strict=True):
         if task.label == "getitem":
             assert size <= 10 * 2 * 8
+
+
+def test_bytes_on_a_dear_link_are_avoided(federation: Federation) -> None:
+    x, y = stored(federation, "north"), stored(federation, "south").astype("f4")
+    expression = (x + y).sum(axis=0)
+
+    def sums_at(links: LinkCosts | None) -> set[str | None]:
+        plan = federation.plan(expression, links=links)
+        pairs = zip(plan.placement.places, plan.graph.tasks, strict=True)
+        return {place for place, task in pairs if task.label == "sum" and task.dependencies}
+
+    assert "south" not in sums_at(None)
+    assert "north" not in sums_at(LinkCosts({("south", "home"): 10.0, ("home", "south"): 1.0}))
