@@ -59,6 +59,7 @@ from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.peering import Peering
+from site_plugins.endpoint.resources import require_resources, resources_asked
 from site_plugins.endpoint.running import (
     SMALL_GRAPH,
     Job,
@@ -170,7 +171,9 @@ class JobRunner:
 
         checked = await _called(is_small, check)
         is_small = is_small and checked.nodes <= SMALL_NODES
-        await self._require_resources(graph)
+        if asked := resources_asked(graph):
+            state = await self.gateway.state()
+            require_resources(asked, state.resources, self.gateway.site)
         sources = [
             await self._source(source.dataset, source.version, source.variable, principal)
             for source in graph.sources
@@ -218,24 +221,6 @@ class JobRunner:
             # Workers without a limit, or none yet.
             return self.settings.limits.task_bytes
         return state.memory // max(1, state.workers) // 2
-
-    async def _require_resources(self, graph: wire.Graph) -> None:
-        """Refuse tasks that ask for what no worker has: they would wait for ever."""
-        asked: dict[str, float] = {}
-        for name, amount in (pair for template in graph.templates for pair in template.resources):
-            asked[name] = max(amount, asked.get(name, 0.0))
-        if not asked:
-            return
-        has = (await self.gateway.state()).resources
-        short = sorted(name for name, amount in asked.items() if has.get(name, 0.0) < amount)
-        if short:
-            raise RequestRefused(
-                f"A task asks for {', '.join(short)}; no worker of this site has as much.",
-                reason=Reason.LIMIT_EXCEEDED,
-                site=self.gateway.site,
-                hint="Ask for less in dask.annotate(resources=...), or call fed.refresh() if the "
-                "site had it before.",
-            )
 
     async def operands_held(
         self, wanted: Sequence[wire.Held], delegations: Mapping[str, str], owner: str
