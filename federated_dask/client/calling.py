@@ -263,7 +263,9 @@ class FunctionCaller:
                         case Returned():
                             # At once; what comes after is only the end of the reply.
                             with contextlib.suppress(concurrent.futures.InvalidStateError):
-                                settled.set_result(ReturnedObject(connection, event, frame.buffers))
+                                settled.set_result(
+                                    ReturnedObject(connection, event, list(frame.buffers))
+                                )
         if not settled.done():
             raise connection_lost(function.site)
 

@@ -209,7 +209,7 @@ class _Run:
                             )
                         position = expected.pop(event.output)
                         self.values[position] = self.checked(
-                            job.site, position, event, frame.buffers
+                            job.site, position, event, list(frame.buffers)
                         )
                         self.took[position] = frame.stored_bytes - FRAME_BYTES
                     case Failure():
