@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from site_plugins.endpoint.streams import FrameResponse
 __all__ = ["BytesResponse", "rendered", "value_in"]
 
 SMALL_FRAME = 256 * 1024
+_renderers = ThreadPoolExecutor(2, thread_name_prefix="federated-render")
+"""Of their own: pictures wait for one another, and must not keep all other threads waiting."""
 SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
 
 
@@ -38,7 +41,10 @@ async def rendered(
     obj: Any, media_type: str, headers: Mapping[str, str], **options: Any
 ) -> Response:
     """Render an object in a thread; the options are those of `render`."""
-    made: Rendered = await asyncio.to_thread(partial(render, obj, media_type, **options))
+    loop = asyncio.get_running_loop()
+    made: Rendered = await loop.run_in_executor(
+        _renderers, partial(render, obj, media_type, **options)
+    )
     return BytesResponse(made.body, made.media_type, {**made.headers, **headers})
 
 

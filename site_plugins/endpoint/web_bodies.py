@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.limits import Limits
+from site_plugins.endpoint.streams import ByteBudget
 
 __all__ = ["ARGUMENTS", "receive_arguments"]
 
@@ -23,10 +25,11 @@ ARGUMENTS = "arguments"
 MOST_PARTS = 256
 
 
+@contextlib.asynccontextmanager
 async def receive_arguments(
-    request: Request, limits: Limits, seconds: float
-) -> tuple[dict[str, Any], dict[str, Buffer]]:
-    """Receive the arguments of a call.
+    request: Request, limits: Limits, seconds: float, budget: ByteBudget
+) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Buffer]], None]:
+    """Receive the arguments of a call, to be used inside of the block.
 
     Parameters
     ----------
@@ -36,9 +39,11 @@ async def receive_arguments(
         JSON has at most `Limits.header_bytes`, everything together `Limits.buffer_bytes`.
     seconds : float
         Deadline for the whole body.
+    budget : ByteBudget
+        What all bodies that are in use at once may take.
 
-    Returns
-    -------
+    Yields
+    ------
     arguments : dict
         JSON by argument.
     parts : dict
@@ -52,24 +57,33 @@ async def receive_arguments(
         Status 415, if the body is of another media type.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    try:
-        async with asyncio.timeout(seconds):
-            if kind == "multipart/form-data":
-                return await _multipart(request, limits)
-            if kind == "application/json":
-                body = bytearray()
-                async for data in _bounded(request, limits.header_bytes):
-                    body += data
-                return _parsed(bytes(body)), {}
-    except TimeoutError:
-        raise RequestRefused(
-            f"The body did not arrive within {seconds:g} seconds.",
-            reason=Reason.MALFORMED,
-            hint="Send less at once, or use a faster connection.",
-        ) from None
-    except ClientDisconnect:
-        raise RequestRefused("The body ended early.", reason=Reason.MALFORMED) from None
-    raise HTTPException(415, "Arguments come as application/json or multipart/form-data.")
+    if kind not in ("application/json", "multipart/form-data"):
+        raise HTTPException(415, "Arguments come as application/json or multipart/form-data.")
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(seconds):
+                if kind == "application/json":
+                    body = bytearray()
+                    async for data in _bounded(request, limits.header_bytes):
+                        body += data
+                    await stack.enter_async_context(budget.taken(len(body)))
+                    received: tuple[dict[str, Any], dict[str, Buffer]] = _parsed(bytes(body)), {}
+                else:
+                    # Until there is room for them, large parts are in files.
+                    form = await _form(request, limits)
+                    stack.push_async_callback(form.close)
+                    size = sum(_size(item) for _, item in form.multi_items())
+                    await stack.enter_async_context(budget.taken(size))
+                    received = await _parts(form)
+        except TimeoutError:
+            raise RequestRefused(
+                f"The body was not taken in within {seconds:g} seconds.",
+                reason=Reason.MALFORMED,
+                hint="Send less at once, use a faster connection, or try again later.",
+            ) from None
+        except ClientDisconnect:
+            raise RequestRefused("The body ended early.", reason=Reason.MALFORMED) from None
+        yield received
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
@@ -85,7 +99,7 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         yield data
 
 
-async def _multipart(request: Request, limits: Limits) -> tuple[dict[str, Any], dict[str, Buffer]]:
+async def _form(request: Request, limits: Limits) -> FormData:
     parser = MultiPartParser(
         request.headers,
         _bounded(request, limits.buffer_bytes),
@@ -94,31 +108,35 @@ async def _multipart(request: Request, limits: Limits) -> tuple[dict[str, Any], 
         max_part_size=limits.header_bytes,
     )
     try:
-        form = await parser.parse()
+        return await parser.parse()
     except (MultiPartException, KeyError) as error:
         told = error.message if isinstance(error, MultiPartException) else "no boundary"
         raise RequestRefused(
             f"The parts do not parse: {told[:200]}", reason=Reason.MALFORMED
         ) from None
-    try:
-        arguments: bytes | None = None
-        parts: dict[str, Buffer] = {}
-        for name, item in form.multi_items():
-            content = await item.read() if isinstance(item, UploadFile) else item.encode()
-            if name in parts or (name == ARGUMENTS and arguments is not None):
-                raise RequestRefused(f"There are two parts {name[:64]!r}.", reason=Reason.MALFORMED)
-            if name == ARGUMENTS:
-                arguments = content
-            else:
-                parts[name] = content
-        if arguments is None:
-            raise RequestRefused(
-                f"There is no part {ARGUMENTS!r} with the arguments as JSON.",
-                reason=Reason.MALFORMED,
-            )
-        return _parsed(arguments), parts
-    finally:
-        await form.close()
+
+
+def _size(item: UploadFile | str) -> int:
+    return (item.size or 0) if isinstance(item, UploadFile) else len(item)
+
+
+async def _parts(form: FormData) -> tuple[dict[str, Any], dict[str, Buffer]]:
+    arguments: bytes | None = None
+    parts: dict[str, Buffer] = {}
+    for name, item in form.multi_items():
+        content = await item.read() if isinstance(item, UploadFile) else item.encode()
+        if name in parts or (name == ARGUMENTS and arguments is not None):
+            raise RequestRefused(f"There are two parts {name[:64]!r}.", reason=Reason.MALFORMED)
+        if name == ARGUMENTS:
+            arguments = content
+        else:
+            parts[name] = content
+    if arguments is None:
+        raise RequestRefused(
+            f"There is no part {ARGUMENTS!r} with the arguments as JSON.",
+            reason=Reason.MALFORMED,
+        )
+    return _parsed(arguments), parts
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

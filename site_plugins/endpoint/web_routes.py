@@ -125,17 +125,20 @@ async def call(
     media_type = JSON if is_async else choose(accept)
     function = await runner.function(name, principal)
     book.require_room(principal)
-    arguments, parts = await receive_arguments(request, runner.settings.limits, state.body_seconds)
-    submission, buffers = await asyncio.to_thread(
-        submission_of,
-        function.description,
-        arguments,
-        site=book.gateway.site,
-        version=version,
-        parts=parts,
-        results=lambda earlier: book.returned(earlier, principal),
-    )
-    begun = book.start(await runner.admit(submission, buffers, principal), principal)
+    async with receive_arguments(
+        request, runner.settings.limits, state.body_seconds, state.budget
+    ) as (arguments, parts):
+        submission, buffers = await asyncio.to_thread(
+            submission_of,
+            function.description,
+            arguments,
+            site=book.gateway.site,
+            version=version,
+            parts=parts,
+            results=lambda earlier: book.returned(earlier, principal),
+        )
+        admitted = await runner.admit(submission, buffers, principal)
+    begun = book.start(admitted, principal)
     if is_async:
         found = WAIT.search(prefer)
         seconds = float(found[1]) if found else 0.0
@@ -145,7 +148,7 @@ async def call(
         media_type = choose(accept)
     else:
         await _ended_while_there(request, book, begun, None)
-    return await _result(book, begun, principal, media_type, arrays, variable)
+    return await _result(request, begun, principal, media_type, arrays, variable)
 
 
 async def _ended_while_there(
@@ -174,22 +177,28 @@ async def _left(request: Request) -> None:
 
 
 async def _result(
-    book: CallBook,
+    request: Request,
     begun: WebCall,
     principal: Principal,
     media_type: str,
     arrays: Any,
     variable: str | None,
 ) -> Response:
-    obj = await book.result(begun, principal)
-    return await rendered(
-        obj,
-        media_type,
-        {"Content-Location": f"/calls/{begun.id}/result"},
-        arrays=arrays,
-        variable=variable,
-        name=begun.function,
-    )
+    await begun.ended()
+    limits = request.app.state.runner.settings.limits
+    summary = begun.status.result
+    # One that is larger than all that there is has it for itself.
+    size = min(summary.size if summary else 0, limits.header_bytes + limits.buffer_bytes)
+    async with request.app.state.budget.taken(size):
+        obj = await _book(request).result(begun, principal)
+        return await rendered(
+            obj,
+            media_type,
+            {"Content-Location": f"/calls/{begun.id}/result"},
+            arrays=arrays,
+            variable=variable,
+            name=begun.function,
+        )
 
 
 @router.get(
@@ -277,8 +286,8 @@ async def result(
 ) -> Response:
     """Fetch what a call of yours returned; waits for its end."""
     media_type = choose(accept)
-    book = _book(request)
-    return await _result(book, book.get(call, principal), principal, media_type, arrays, variable)
+    begun = _book(request).get(call, principal)
+    return await _result(request, begun, principal, media_type, arrays, variable)
 
 
 @router.get(
