@@ -22,6 +22,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import pickle
 import secrets
 import time
 import traceback
@@ -66,6 +67,8 @@ __all__ = [
 
 LARGEST_INLINE = 64 * 1024
 """Bytes of an array up to which it is part of the outcome."""
+LARGEST_TOLD = 8 * 1024
+"""Bytes of an outcome up to which it goes by an event."""
 REPORT_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 LONGEST_TEXT = 4_000
@@ -189,8 +192,11 @@ class _Reporter:
         self.worker.log_event(CALL_TOPIC, told)
 
 
-def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome:
+def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome | None:
     """Run a call; the task of it.
+
+    A small outcome goes by an event of Dask's and is not returned: it is at the endpoint
+    before Dask has told it that the task is done, and need not be asked for.
 
     Parameters
     ----------
@@ -226,6 +232,11 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome:
         plugin.leave(task.key)
         _current.reset(token)
     outcome.seconds = time.perf_counter() - start
+    if not outcome.parts:
+        told = pickle.dumps(outcome)
+        if len(told) <= LARGEST_TOLD:
+            worker.log_event(CALL_TOPIC, {"call": task.call, "outcome": told})
+            return None
     return outcome
 
 

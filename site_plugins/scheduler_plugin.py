@@ -38,7 +38,7 @@ from site_plugins.functions import PublishedFunction, functions_of
 from site_plugins.offers import Offers, unwrapped
 from site_plugins.once import keep_from_running_again, mark
 from site_plugins.publications import Publications
-from site_plugins.stopping import CallPlugin
+from site_plugins.stopping import CALL_TOPIC, CallPlugin
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -430,6 +430,9 @@ class SitePlugin(SchedulerPlugin):
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Add up what a task read; called by the scheduler."""
+        if topic == CALL_TOPIC:
+            # They hold results of calls, and nobody reads them again.
+            self._known_scheduler()._broker.truncate(topic)
         if topic == READ_TOPIC:
             account = self._account_of(msg["key"])
             if account is not None:

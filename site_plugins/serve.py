@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
+SEND_SECONDS = 0.001
 
 
 class Site:
@@ -237,6 +238,9 @@ async def _client(address: str, security: Security | None, stack: AsyncExitStack
             hint="Start it, or correct [cluster] address.",
         ) from error
     stack.push_async_callback(client.close)
+    # Dask's client sends at most once in 10 ms, which is half the time of a small call.
+    if client.scheduler_comm is not None:
+        client.scheduler_comm.interval = SEND_SECONDS
     return client
 
 

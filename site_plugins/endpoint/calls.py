@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import pickle
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -104,6 +105,8 @@ class Call:
     """Datasets from which the result derives."""
     release: Release
     pulls: Sequence[Pull] = ()
+    told: bool = False
+    """Whether its outcome came by an event."""
     inbox: asyncio.Queue[Any] = dataclasses.field(default_factory=asyncio.Queue)
 
     @property
@@ -354,7 +357,7 @@ class CallRunner:
             # By the way that is for data: the scheduler would carry all of it in the task.
             sent: Key = f"federated-sent-{secrets.token_hex(16)}"
             buffers = [np.frombuffer(buffer, np.uint8) for buffer in call.sent]
-            scattered = await client.scatter({sent: buffers}, direct=True)
+            scattered = await self._scattered({sent: buffers})
             call.sent = ()
             run.pulled.update(scattered)
             further = list(scattered.values())
@@ -365,9 +368,34 @@ class CallRunner:
         with dask.base.annotate(**{OWNER_ANNOTATION: call.owner}):
             return client.submit(run_call, call.task, *further, key=call.task.key, pure=False)
 
+    async def _scattered(self, values: dict[Key, Any]) -> dict[Key, Future[Any]]:
+        """Put values on a worker; on another one where the first is lost meanwhile."""
+        for pause in (0.2, 1.0, 5.0, None):
+            try:
+                async with asyncio.timeout(self.settings.read_seconds):
+                    scattered: dict[Key, Future[Any]] = await self.gateway.client.scatter(
+                        values, direct=True
+                    )
+                    return scattered
+            except (OSError, TimeoutError):
+                if pause is not None:
+                    # The scheduler is about to notice, or a nanny to start a new one.
+                    await asyncio.sleep(pause)
+        raise SiteUnavailable(
+            "No worker of the site takes the data.",
+            reason=Reason.UNREACHABLE,
+            site=self.gateway.site,
+            hint="Try again later.",
+        )
+
     async def _wait(self, call: Call, future: Future[Any]) -> None:
         """Put the outcome of a call into its inbox."""
         try:
+            state = future._state
+            if state is not None:
+                await state.wait()
+            if call.told and future.status == "finished":
+                return
             outcome = await future
         except FederatedError as error:
             outcome = Outcome(error=error)
@@ -472,6 +500,11 @@ class CallRunner:
         told = event[1]
         call = self._running.get(told["call"])
         if call is None:
+            return
+        if "outcome" in told:
+            call.told = True
+            # From a worker, as every result that Dask's client takes.
+            call.inbox.put_nowait(pickle.loads(told["outcome"]))  # noqa: S301
             return
         if told.get("overdue"):
             call.inbox.put_nowait(Outcome(error=overdue(call.task.name, call.task.seconds)))
