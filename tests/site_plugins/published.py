@@ -188,6 +188,12 @@ def alone(path: str) -> bool:
 
 
 @publish
+def process() -> int:
+    """Tell which process runs it."""
+    return os.getpid()
+
+
+@publish
 def die(path: str) -> None:
     """Count the runs in a file and kill the worker."""
     with open(path, "a") as log:
