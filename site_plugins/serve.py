@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 SEND_SECONDS = 0.001
+MOST_FILES = 65_536
 
 
 class Site:
@@ -285,8 +287,23 @@ def serve(
     )
     for noisy in ("distributed", "tornado", "uvicorn", "bokeh", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    _allow_many_connections()
     with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
         runner.run(_serve(config, ready_file, until_stdin_closes))
+
+
+def _allow_many_connections() -> None:
+    """Take as many open files as the system gives: many systems begin with 1024.
+
+    Connections that say nothing are ended by their deadlines; until then they may not keep
+    others from being accepted.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if most == resource.RLIM_INFINITY else min(most, MOST_FILES)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    except (OSError, ValueError) as error:
+        logger.info("The limit on open files stays as it is: %s", error)
 
 
 async def _serve(config: SiteConfig, ready_file: Path | None, until_stdin_closes: bool) -> None:

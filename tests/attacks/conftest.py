@@ -53,12 +53,15 @@ on = ["dataset:*", "function:*", "site:*"]
 """
 
 CODE = """
-import sys
+import resource, sys
 from pathlib import Path
 from site_plugins.config import load_config
 from site_plugins.serve import serve
 
 if __name__ == "__main__":
+    # As many systems begin.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, most), most))
     serve(load_config(sys.argv[1]), ready_file=Path(sys.argv[2]), until_stdin_closes=True)
 """
 

@@ -109,7 +109,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "zstd of a gibibyte": lambda: frame(ZSTD, raw=2**30),
     "zstd of more than it says": lambda: frame(ZSTD, raw=31 * MEBI),
-    "zlib": lambda: frame(zlib.compress(bytes(2**30))),
+    "zlib": lambda: frame(zlib.compress(bytes(2**26))),
     "a buffer of a gibibyte": lambda: squeezed(
         of_graph(task(Reference()), [(len(ZSTD), 2**30)]), ZSTD
     ),

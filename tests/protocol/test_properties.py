@@ -181,7 +181,7 @@ def warm() -> None:
         taken(sent(graph, []))
 
 
-@bounded(120)
+@bounded(60)
 @given(graphs())
 def test_any_graph_comes_back_and_passes(drawn: tuple[Graph, list[Buffer]]) -> None:
     graph, buffers = drawn
@@ -229,7 +229,7 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(found)
 
 
-@bounded(250)
+@bounded(120)
 @given(st.data())
 def test_any_damage_is_the_same_graph_or_a_refusal(data: st.DataObject) -> None:
     graph, buffers = data.draw(graphs())
@@ -249,7 +249,7 @@ def test_any_damage_is_the_same_graph_or_a_refusal(data: st.DataObject) -> None:
     assert again.operations == checked.operations <= set(TABLE.names)
 
 
-@bounded(200)
+@bounded(80)
 @given(st.data())
 def test_any_damage_to_a_whole_frame_is_the_same_graph_or_a_refusal(data: st.DataObject) -> None:
     graph, buffers = data.draw(graphs())
@@ -278,7 +278,7 @@ JUNK = st.recursive(
 )
 
 
-@bounded(250)
+@bounded(120)
 @given(st.data())
 def test_any_other_part_is_the_same_graph_or_a_refusal(data: st.DataObject) -> None:
     graph, buffers = data.draw(graphs())
@@ -305,7 +305,7 @@ def test_any_other_part_is_the_same_graph_or_a_refusal(data: st.DataObject) -> N
     assert checked.operations <= set(TABLE.names)
 
 
-@bounded(100)
+@bounded(80)
 @given(st.lists(INT64, min_size=1, max_size=6), st.sampled_from(["numpy.ones", "numpy.zeros"]))
 def test_sizes_written_in_a_message_are_found_as_they_are(sizes: list[int], name: str) -> None:
     shape = Tuple(tuple(Integer() for _ in sizes))
