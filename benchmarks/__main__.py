@@ -35,6 +35,9 @@ def main(arguments: list[str]) -> int:
         metavar="N",
         help="take every N-th expression of the battery, and graphs N times as small",
     )
+    parser.add_argument(
+        "--dasf", action="store_true", help="measure calls against DASF too, in an own environment"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.names) - set(NAMES)
     if unknown or options.every < 1:
@@ -47,8 +50,9 @@ def main(arguments: list[str]) -> int:
     for name in options.names or NAMES:
         started = time.perf_counter()
         run = importlib.import_module(f"benchmarks.{name}").run
-        is_adjustable = "every" in inspect.signature(run).parameters
-        results: list[Result] = run(options.every) if is_adjustable else run()
+        wanted = {"every": options.every, "dasf": options.dasf}
+        known = inspect.signature(run).parameters
+        results: list[Result] = run(**{key: wanted[key] for key in wanted if key in known})
         table = Table(title=f"{name} ({time.perf_counter() - started:.0f} s)", title_justify="left")
         table.add_column("measured")
         table.add_column("value", justify="right")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
+import benchmarks.dasf
 from benchmarks.calls_site import echo, empty, receive_into
 from benchmarks.result import Result
 from federated_dask import FederatedClient
@@ -31,6 +32,7 @@ SECONDS = 4.0
 CALLERS = (1, 8)
 SIZES = {10_000: 15, 1_000_000: 7, 10_000_000: 5}
 """Float64 values, and how often they are sent and returned."""
+DASF_SIZES = {10_000: 3, 1_000_000: 2, 10_000_000: 1}
 
 
 @dataclass
@@ -63,7 +65,34 @@ def run(dasf: bool = False) -> list[Result]:
             measure_trips(client, fed, theirs, ours)
             measure_rates(client, fed, theirs, ours)
             measure_echoes(client, fed, stream, theirs, ours, bare)
-    return report(theirs, ours, bare)
+    results = report(theirs, ours, bare)
+    return [*results, *report_dasf(ours)] if dasf else results
+
+
+def report_dasf(ours: Measured) -> list[Result]:
+    found = benchmarks.dasf.measure(CALLS // 3, SECONDS, CALLERS, DASF_SIZES)
+    median = statistics.median(found["trips"])
+    results = [
+        Result("empty call, median: DASF", median * 1e3, " ms"),
+        Result("empty call, median: federated by DASF", ours.median / median, "", 0.25),
+    ]
+    rates = {int(callers): number for callers, number in found["rates"].items()}
+    for callers in CALLERS:
+        results.append(Result(f"calls/s, {callers} callers: DASF", rates[callers]))
+    results.append(
+        Result(
+            "calls/s: DASF's best by federated best",
+            max(rates.values()) / max(ours.rates.values()),
+            "",
+            0.1,
+        )
+    )
+    for size, taken in ((int(size), taken) for size, taken in found["echoes"].items()):
+        results.append(Result(f"{size:.0e} float64 there and back: DASF", taken * 1e3, " ms"))
+        if size == max(DASF_SIZES):
+            ratio = ours.echoes[size] / taken
+            results.append(Result(f"{size:.0e} float64: federated by DASF", ratio, "", 0.05))
+    return results
 
 
 def measure_trips(client: Client, fed: FederatedClient, theirs: Measured, ours: Measured) -> None:
