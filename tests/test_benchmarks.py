@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import placement_optimum, planner_time, predicted_bytes, wire_cost
+from benchmarks import calls, placement_optimum, planner_time, predicted_bytes, wire_cost
 from benchmarks.__main__ import main
 from benchmarks.result import Result
 from federated_dask.planner.sizes import read_bytes
@@ -65,3 +65,13 @@ def test_wire_cost(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 2
     assert "No benchmark nothing" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "CALLS", 3)
+    monkeypatch.setattr(calls, "SECONDS", 0.5)
+    monkeypatch.setattr(calls, "SIZES", {1_000: 2, 100_000: 2})
+    results = calls.run()
+    assert all(result.value > 0 for result in results)
+    assert len(values(results, "federated")) == 6
