@@ -189,6 +189,8 @@ export type IndexEntry = number | [number | null, number | null, number | null] 
 
 export interface ConnectOptions {
   token?: string;
+  /** By which project you ask ("name@site"), where several give you the same dataset. */
+  project?: string | null;
   fetch?: typeof fetch;
 }
 
@@ -196,12 +198,19 @@ export interface ConnectOptions {
 export class Site {
   constructor(address: string, options?: ConnectOptions);
   readonly address: string;
+  project: string | null;
   readonly name: string | null;
   readonly title: string | null;
   readonly description: Record<string, unknown> | null;
   sites(options?: Signalled): Promise<SiteEntry[]>;
   datasets(options?: Signalled): Promise<DatasetSummary[]>;
   dataset(name: string, options?: Signalled): Promise<DatasetDescription>;
+  license(dataset: string, options?: Signalled): Promise<{ license: string; required: boolean; accepted: boolean }>;
+  acceptLicense(dataset: string, license: string, options?: Signalled): Promise<void>;
+  budget(
+    dataset: string,
+    options?: Signalled,
+  ): Promise<{ tier: string; project: string | null; total: number | null; used: number }>;
   read(
     dataset: string,
     variable: string,

@@ -385,13 +385,14 @@ export class Call {
 export class Site {
   #token;
 
-  constructor(address, { token, fetch: fetching = globalThis.fetch } = {}) {
+  constructor(address, { token, project = null, fetch: fetching = globalThis.fetch } = {}) {
     const url = new URL(address);
     if (url.protocol !== "https:" && !["localhost", "127.0.0.1", "[::1]"].includes(url.hostname)) {
       throw new TypeError("a site's address starts with https://");
     }
     this.address = url.origin + url.pathname.replace(/\/+$/, "");
     this.#token = token;
+    this.project = project;
     this.fetch = (...given) => fetching(...given);
     this.name = null;
     this.title = null;
@@ -406,6 +407,7 @@ export class Site {
     }
     const sent = { Accept: accept, ...headers };
     if (this.#token) sent.Authorization = `Bearer ${this.#token}`;
+    if (this.project) sent["Federated-Project"] = this.project;
     let response;
     try {
       response = await this.fetch(url, { method, headers: sent, body, signal, cache: "no-store", redirect: "error" });
@@ -465,6 +467,23 @@ export class Site {
   /** One dataset: variables with dimensions, shape, dtype and attributes. */
   async dataset(name, { signal } = {}) {
     return this.json(`/datasets/${encodeURIComponent(name)}`, { signal });
+  }
+
+  /** The licence of a dataset: license, required, accepted. */
+  async license(dataset, { signal } = {}) {
+    return this.json(`/datasets/${encodeURIComponent(dataset)}/license`, { signal });
+  }
+
+  /** Accept the licence of a dataset: the text that was shown. */
+  async acceptLicense(dataset, license, { signal } = {}) {
+    const headers = { "Content-Type": JSON_TYPE };
+    const path = `/datasets/${encodeURIComponent(dataset)}/license`;
+    await this.request(path, { method: "POST", headers, body: JSON.stringify({ license }), signal });
+  }
+
+  /** What may still leave of a dataset, for you or your project: tier, total, used. */
+  async budget(dataset, { signal } = {}) {
+    return this.json(`/datasets/${encodeURIComponent(dataset)}/budget`, { signal });
   }
 
   /**

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefused
-from federated_dask.protocol.messages import Failure
+from federated_dask.protocol.messages import PROJECT_HEADER, Failure
 from federated_dask.protocol.operations import OperationTable, operation_table
 from site_plugins.audit import Audit
 from site_plugins.config import FunctionsSection
@@ -185,7 +185,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Prefer"],
+            allow_headers=["Authorization", "Content-Type", "Prefer", PROJECT_HEADER],
             expose_headers=EXPOSED,
             max_age=3600,
         )

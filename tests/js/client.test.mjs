@@ -66,3 +66,20 @@ test("an aborted request is no failure of the site", async () => {
   controller.abort();
   await assert.rejects(site.datasets({ signal: controller.signal }), { name: "AbortError" });
 });
+
+test("a licence, a budget, and the project by which one asks", async () => {
+  const terms = await site.license("soil");
+  assert.equal(terms.license, "Of the north");
+  assert.equal(terms.required, true);
+  await assert.rejects(site.acceptLicense("soil", "another"), { reason: "invalid_argument" });
+  const budget = await site.budget("soil");
+  assert.equal(budget.tier, "derived");
+  assert.ok(budget.total > budget.used);
+  const asked = [];
+  const fetching = (url, options) => {
+    asked.push(options.headers["Federated-Project"]);
+    return fetch(url, options);
+  };
+  await connect(ADDRESS, { token: TOKEN, project: "drought@north", fetch: fetching });
+  assert.deepEqual(asked, ["drought@north"]);
+});

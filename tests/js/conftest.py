@@ -53,10 +53,17 @@ def federation() -> Iterator[LocalFederation]:
         "keywords": ["temperature", "monthly"],
         "license": "CC-BY-4.0",
     }
+    soil = {
+        "path": example(),
+        "license": "Of the north",
+        "accept_license": True,
+        "egress": "derived",
+        "share": 0.5,
+    }
     sites: dict[str, Any] = {
         "north": {
             "title": "The north",
-            "datasets": {"a1b": a1b},
+            "datasets": {"a1b": a1b, "soil": soil},
             "functions": {"modules": ["tests.js.published"]},
         },
         "south": {"title": "The south", "endpoint": {"origins": ["https://portal.example"]}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,21 @@ def test_datasets_and_their_previews(
     page.get_by_role("button", name="Sign out").click()
     page.get_by_label("Token").wait_for()
     assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_licence_is_accepted_before_a_preview(
+    page: playwright.Page, federation: LocalFederation
+) -> None:
+    # Who never accepted it, however often this test runs.
+    sign_in(page, federation.new_token("north", f"reader-{uuid.uuid4().hex}"))
+    page.get_by_role("link", name="soil").click()
+    page.get_by_role("button", name="Show preview").click()
+    page.get_by_role("alert").get_by_text("license not accepted").wait_for()
+    page.get_by_role("button", name="Accept the licence").click()
+    page.get_by_role("button", name="Accept the licence").wait_for(state="hidden")
+    page.get_by_role("button", name="Show preview").click()
+    page.get_by_role("img", name="Preview of air of soil").wait_for()
+    page.get_by_text(re.compile(r"^[1-9].* that may leave are used")).wait_for()
 
 
 def test_sites_and_search(page: playwright.Page, federation: LocalFederation) -> None:

@@ -93,6 +93,7 @@ function browser(kind, items, chosen, detail) {
 
 async function datasetDetail(name) {
   const described = await site.dataset(name);
+  const terms = await site.license(name);
   const [summary] = (await site.datasets()).filter((each) => each.name === name);
   const variables = Object.entries(described.variables);
   const sizes = {};
@@ -110,7 +111,30 @@ async function datasetDetail(name) {
     } catch (error) {
       target.replaceChildren(failureBox(error));
     }
+    await showBudget();
   };
+  const licence = el("div", { className: "card" });
+  const agree = el("button", { type: "button", className: "main" }, "Accept the licence");
+  agree.addEventListener("click", async () => {
+    try {
+      await site.acceptLicense(name, terms.license);
+      licence.hidden = true;
+      announce("The licence is accepted.");
+    } catch (error) {
+      licence.append(failureBox(error));
+    }
+  });
+  licence.append(
+    el("h3", {}, "Licence"),
+    el("p", {}, "Its data may be used after you have accepted the licence ", el("strong", {}, terms.license), "."),
+    el("div", { className: "buttons" }, agree),
+  );
+  const used = el("p", { className: "quiet" });
+  const showBudget = async () => {
+    const budget = limited ? await site.budget(name).catch(() => null) : null;
+    if (budget?.total) used.textContent = `${bytes(budget.used)} of ${bytes(budget.total)} that may leave are used.`;
+  };
+  showBudget();
   const button = el("button", { type: "button" }, "Show preview");
   button.addEventListener("click", preview);
   select.addEventListener("change", () => target.childElementCount && preview());
@@ -127,9 +151,11 @@ async function datasetDetail(name) {
         "May leave": limited ? `a part of it only (${described.egress.tier})` : "freely",
         Version: el("code", {}, described.version),
       })),
+    terms.required && !terms.accepted && licence,
     data.length > 0 && el("div", { className: "card" },
       el("h3", {}, "Preview"),
       limited && el("p", { className: "quiet" }, "Values that are shown count towards what may leave of this dataset."),
+      limited && used,
       el("div", { className: "pair" }, el("div", {}, el("label", { for: "previewed" }, "Variable"), select)),
       el("div", { className: "buttons" }, button),
       target),
@@ -270,7 +296,7 @@ async function show() {
     content = [failureBox(error)];
   }
   if (current !== view) return;
-  main.replaceChildren(...content);
+  main.replaceChildren(...content.filter(Boolean));
   main.removeAttribute("aria-busy");
   main.querySelector("h2")?.focus();
 }
