@@ -46,7 +46,7 @@ from site_plugins.functions import ModuleOrigin, PickledOrigin, signature_of
 from site_plugins.opening import open_lazily, without_paths
 from site_plugins.signatures import ArgumentError, Signature
 from site_plugins.stopping import CALL_TOPIC, CallStopped, plugin_of
-from site_plugins.worker_clients import ensure_client
+from site_plugins.worker_clients import own_client
 
 if TYPE_CHECKING:
     from dask.typing import Key
@@ -209,14 +209,15 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome | None:
 
     worker = get_worker()
     plugin = plugin_of(worker)
-    ensure_client(worker)
     token = _current.set(_Reporter(task.call, worker))
     start = time.perf_counter()
     running = plugin.enter(task.key, task.call, task.seconds)
     signature: Signature | None = None
     try:
-        signature = signature_of(task.digest, task.origin)
-        outcome = _outcome(task, signature, _values(task, signature, sent or task.buffers), plugin)
+        with own_client(worker):
+            signature = signature_of(task.digest, task.origin)
+            values = _values(task, signature, sent or task.buffers)
+            outcome = _outcome(task, signature, values, plugin)
     except CallStopped:
         if not running.overdue:
             raise

@@ -19,6 +19,7 @@ from federated_dask.errors import ConfigurationError
 from site_plugins.config import DatasetSection
 from site_plugins.datasets import StoredDataset
 from site_plugins.functions import PickledOrigin, Publication, PublishedFunction, published_function
+from site_plugins.worker_clients import own_client
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,9 +122,9 @@ class _Unseen:
 
 
 def _write(dataset: _Unseen, path: str) -> None:
-    from distributed import worker_client
+    from distributed import get_worker, worker_client
 
-    with worker_client():
+    with own_client(get_worker()), worker_client():
         dataset.content.drop_encoding().to_zarr(path, zarr_format=2, consolidated=True)
 
 

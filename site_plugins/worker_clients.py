@@ -1,31 +1,46 @@
 """The client by which tasks of a worker compute on its own cluster.
 
-Dask makes it when a task first asks for one, and has Dask's configuration of the whole
-process name it as scheduler.  Where workers are threads (`LocalFederation`), that
-process is the researcher's, who has a scheduler.  So it is made before anybody asks,
-and the configuration stays as it was; in a task Dask finds the client all the same.
+Dask makes it when a task first asks for one, and makes it the client and the scheduler
+of the whole process.  Where workers are threads (`LocalFederation`), that process is
+the researcher's, who has a scheduler.  So it is made before anybody asks, it is the
+client of the task's thread while the task runs, and the rest of the process stays as
+it was.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dask.config
+from distributed.client import _current_client, _del_global_client
 
-__all__ = ["close_clients", "ensure_client"]
+__all__ = ["close_clients", "own_client"]
 
 _lock = threading.Lock()
 
 
-def ensure_client(worker: Any) -> None:
-    """Give a worker its client, from a thread that runs one of its tasks."""
+@contextmanager
+def own_client(worker: Any) -> Iterator[None]:
+    """Have Dask compute on the worker's cluster what the block asks for, in this thread."""
+    _ensure_client(worker)
+    # `Client.as_current` would change Dask's configuration too, for all threads.
+    token = _current_client.set(worker._client)
+    try:
+        yield
+    finally:
+        _current_client.reset(token)
+
+
+def _ensure_client(worker: Any) -> None:
     with _lock:
         if worker._client is not None:
             return
         before = dask.config.get("scheduler", None)
         client = worker._get_client()
+        _del_global_client(client)
         with dask.config.config_lock:
             if before is None:
                 dask.config.config.pop("scheduler", None)

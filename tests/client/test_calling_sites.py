@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from distributed.client import default_client
 
 from federated_dask import FederatedClient, as_completed, wait
 from federated_dask.errors import (
@@ -220,6 +221,9 @@ def test_calls_leave_the_default_scheduler_alone(federation: LocalFederation) ->
         assert float(lazy.count().compute()) > 0
         assert fed.last_run.sites
     assert dask.config.get("scheduler", None) is before
+    # Nor is a worker's client the one that this process would fall back on.
+    with pytest.raises(ValueError, match="No clients found"):
+        default_client()
 
 
 def test_progress_and_cancelling(fed: FederatedClient, federation: LocalFederation) -> None:
