@@ -95,7 +95,7 @@ def site() -> Iterator[LocalFederation]:
         "concurrent_jobs": 2,
         "result_bytes": 1000,
         "egress_per_day": 4000,
-        "cpu_seconds_per_day": 40,
+        "cpu_seconds_per_day": 100_000,
     }
     north = {"datasets": {"a1b": {"path": dataset()}}, "quotas": quotas}
     with LocalFederation({"north": north}, threads_per_worker=1) as running:
@@ -152,11 +152,11 @@ async def test_one_job_too_many(site: LocalFederation) -> None:
 
 
 def quick_tasks(first: int, count: int) -> Graph:
-    """Many tasks of some milliseconds, and one that takes all of them."""
+    """Many tasks of a hundredth of a second or so, and one that takes all of them."""
     inverse = template(
         call(
             "numpy.linalg.inv",
-            call("operator.add", call("numpy.eye", Number(150)), Integer()),
+            call("operator.add", call("numpy.eye", Number(400)), Integer()),
         )
     )
     largest = template(call("numpy.max", Reference()))
@@ -180,8 +180,8 @@ async def test_a_million_tasks_of_one_do_not_starve_ten_of_another(site: LocalFe
     assert isinstance(last, Finished), last
     done = dee.on_scheduler(_done)
     await large.aclose()
-    # Hers took as long as a few of the others; without shares all of these came first.
-    assert done < 2000
+    # Without shares, all of the other's came first.
+    assert done < 4000
     await asyncio.to_thread(dee.wait_until_idle)
 
 
@@ -213,7 +213,7 @@ async def test_a_job_that_uses_up_the_day_ends(site: LocalFederation) -> None:
         last = event
         if isinstance(event, Accepted):
             elsewhere.enter(owner, tasks=1)
-            elsewhere.leave(owner, tasks=1, cpu_seconds=39.9)
+            elsewhere.leave(owner, tasks=1, cpu_seconds=99_999.9)
     registry.close()
     assert isinstance(last, Failure)
     assert last.reason == "quota_exceeded"
