@@ -112,6 +112,10 @@ def check_report(demo: Demo) -> None:
         assert set(CHECKED) <= check.keys()
         assert check["ok"] is True
         assert 0 <= check["max_abs_error"] < 1e-3
+    assert [(call["name"], call["ok"]) for call in report["calls"]] == [
+        ("linear_trend", True),
+        ("coarser_grid", True),
+    ]
     assert {site["name"] for site in report["sites"]} == {"north", "south", "ocean"}
     links = {(link["from"], link["to"]): link for link in report["links"]}
     assert set(links) == {
@@ -132,6 +136,7 @@ def check_report(demo: Demo) -> None:
 
     text = demo.text()
     assert "4 of 4 results agree" in text
+    assert "north/linear_trend" in text
     assert "Open Government Licence" in text
     # Three sites, each with two worker processes of its own.
     assert len(demo.seen) >= 9

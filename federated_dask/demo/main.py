@@ -20,6 +20,7 @@ from rich.table import Table
 
 from federated_dask.client.federated_client import FederatedClient
 from federated_dask.client.run_record import RunRecord
+from federated_dask.demo.calls import CALLS, Call
 from federated_dask.demo.data import DATASETS, open_local, prepare
 from federated_dask.demo.picture import draw
 from federated_dask.demo.queries import QUERIES, Inputs, Query
@@ -57,6 +58,15 @@ class Outcome:
     run: RunRecord
 
 
+@dataclass
+class CallOutcome:
+    """One call of a published function: whether it gave what plain xarray gives."""
+
+    call: Call
+    max_abs_error: float
+    ok: bool
+
+
 def run_demo(directory: Path, *, keep: bool = False, report: Path | None = None) -> bool:
     """Run the demo.
 
@@ -85,13 +95,15 @@ def run_demo(directory: Path, *, keep: bool = False, report: Path | None = None)
         try:
             with running_sites(Path(temporary), datasets, status.update) as federation:
                 status.stop()
-                outcomes = _computed(console, federation)
+                outcomes, calls = _computed(console, federation)
                 picture = directory / "demo.png"
                 draw({each.query.name: each.result for each in outcomes}, picture)
-                ok = all(each.ok for each in outcomes)
+                ok = all(each.ok for each in outcomes) and all(each.ok for each in calls)
                 _conclude(console, outcomes, picture)
                 if report is not None:
-                    report.write_text(json.dumps(_report(outcomes, federation, picture), indent=2))
+                    report.write_text(
+                        json.dumps(_report(outcomes, calls, federation, picture), indent=2)
+                    )
                 if keep:
                     _wait(console, federation, Path(temporary) / "federation.json")
         finally:
@@ -99,14 +111,31 @@ def run_demo(directory: Path, *, keep: bool = False, report: Path | None = None)
     return ok
 
 
-def _computed(console: Console, federation: Federation) -> list[Outcome]:
+def _computed(console: Console, federation: Federation) -> tuple[list[Outcome], list[CallOutcome]]:
     for server in federation.servers:
         console.print(f"  {server.name:<6} {server.address}  (process {server.process_id})")
     local = Inputs.of(*(open_local(dataset) for dataset in DATASETS))
     with FederatedClient(federation) as fed:
         opened = [fed.open_dataset(each.qualified_name, chunks={}) for each in DATASETS]
         remote = Inputs.of(*opened)
-        return [_run(console, fed, query, remote, local) for query in QUERIES]
+        outcomes = [_run(console, fed, query, remote, local) for query in QUERIES]
+        calls = [_call(console, fed, call, remote, local) for call in CALLS]
+        return outcomes, calls
+
+
+def _call(
+    console: Console, fed: FederatedClient, call: Call, remote: Inputs, local: Inputs
+) -> CallOutcome:
+    console.print(f"\n[bold]A published function:[/] {call.title}")
+    with console.status("The site runs it"):
+        result = call.taken(call.begin(fed, remote).result())
+    with console.status("Computing the same from local files"):
+        expected = call.expected(local).transpose(*result.dims)
+    error = float(np.nanmax(np.abs(result.values - expected.values)))
+    ok = result.shape == expected.shape and error <= call.tolerance
+    mark = "[green]✓[/] agrees with" if ok else "[red]✗ differs from[/]"
+    console.print(f"  {mark} plain local xarray: largest difference {error:.2g}")
+    return CallOutcome(call, error, ok)
 
 
 def _run(
@@ -176,7 +205,12 @@ def _conclude(console: Console, outcomes: Sequence[Outcome], picture: Path) -> N
     console.print("Go on: `federated-dask demo --keep` leaves the sites up for you to use.")
 
 
-def _report(outcomes: Sequence[Outcome], federation: Federation, picture: Path) -> dict[str, Any]:
+def _report(
+    outcomes: Sequence[Outcome],
+    calls: Sequence[CallOutcome],
+    federation: Federation,
+    picture: Path,
+) -> dict[str, Any]:
     predicted: Counter[tuple[str, str]] = Counter()
     actual: Counter[tuple[str, str]] = Counter()
     for each in outcomes:
@@ -187,6 +221,10 @@ def _report(outcomes: Sequence[Outcome], federation: Federation, picture: Path) 
         "checks": [
             {"name": each.query.name, "max_abs_error": each.max_abs_error, "ok": each.ok}
             for each in outcomes
+        ],
+        "calls": [
+            {"name": each.call.name, "max_abs_error": each.max_abs_error, "ok": each.ok}
+            for each in calls
         ],
         "links": [
             {

@@ -128,6 +128,7 @@ def _configure(
     text = (folder / "site.toml").read_text()
     text = text.replace("port = 8786", f"port = {port}")
     text = text.replace("[cluster]", "[cluster]\nn_workers = 2\nthreads_per_worker = 1")
+    text = text.replace("[functions]", '[functions]\nmodules = ["site_plugins.examples"]')
     text += f"""
 [datasets.{dataset.name}]
 path = {json.dumps(str(path.resolve()))}
