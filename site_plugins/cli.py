@@ -512,6 +512,7 @@ on = ["*"]
 # version_check_seconds = 2.0       # how often to look whether a dataset changed
 # lease_seconds = 3600              # how long results are held for a client that is silent
 # longest_lease_seconds = "24h"     # how long they are held at the longest
+# cache_seconds = 0                 # how long results of finished jobs are kept for equal ones
 # leases_per_owner = 500            # how many sets of held results one person may have
 # A further one, held_bytes_per_owner, is a quarter of the workers' memory where it is not given.
 # heartbeat_seconds = 5             # how often a running job says that it is alive

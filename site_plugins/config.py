@@ -349,6 +349,10 @@ class LimitsSection(Section):
     lease_seconds: Duration = 3600.0
     longest_lease_seconds: Duration = DAY
     """End of a lease, however often it is renewed."""
+    cache_seconds: Duration = 0.0
+    """How long results of finished jobs are kept for equal ones; 0 for not at all."""
+    cache_bytes: Bytes | None = None
+    """Bytes kept for one owner; by default a twentieth of the memory of all workers."""
     leases_per_owner: Count = 500
     held_bytes_per_owner: Bytes | None = None
     """By default a quarter of the memory of all workers."""

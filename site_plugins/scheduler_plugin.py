@@ -38,6 +38,7 @@ from site_plugins.functions import PublishedFunction, functions_of
 from site_plugins.offers import Offers, unwrapped
 from site_plugins.once import keep_from_running_again, mark
 from site_plugins.publications import Publications
+from site_plugins.result_cache import ResultCache
 from site_plugins.stopping import CALL_TOPIC, CallPlugin
 
 if TYPE_CHECKING:
@@ -144,6 +145,10 @@ class SitePlugin(SchedulerPlugin):
         Longest time that a lease lasts at all.
     leases_per_owner : int, optional
         How many leases one owner may have at a time.
+    cache_seconds : float, optional
+        How long results of finished jobs are kept, see `ResultCache`.
+    cache_bytes : int, optional
+        Bytes kept for one owner.
     held_bytes_per_owner : int, optional
         How many bytes they may hold together; by default a quarter of the
         memory of all workers.
@@ -173,6 +178,8 @@ class SitePlugin(SchedulerPlugin):
         longest_lease_seconds: float = 86_400.0,
         leases_per_owner: int = 500,
         held_bytes_per_owner: int | None = None,
+        cache_seconds: float = 0.0,
+        cache_bytes: int | None = None,
         state: Path | None = None,
     ) -> None:
         self.site = site
@@ -183,6 +190,7 @@ class SitePlugin(SchedulerPlugin):
         self.longest_lease_seconds = longest_lease_seconds
         self.leases_per_owner = leases_per_owner
         self.held_bytes_per_owner = held_bytes_per_owner
+        self.cache = ResultCache(cache_seconds, cache_bytes)
         self._scheduler: Scheduler | None = None
         self._leases: dict[str, _Lease] = {}
         self._accounts: OrderedDict[str, JobAccount] = OrderedDict()
@@ -208,6 +216,8 @@ class SitePlugin(SchedulerPlugin):
             longest_lease_seconds=config.limits.longest_lease_seconds,
             leases_per_owner=config.limits.leases_per_owner,
             held_bytes_per_owner=config.limits.held_bytes_per_owner,
+            cache_seconds=config.limits.cache_seconds,
+            cache_bytes=config.limits.cache_bytes,
             state=config.site.state,
         )
 
@@ -229,6 +239,7 @@ class SitePlugin(SchedulerPlugin):
             self.federated_account,
         ]
         scheduler.handlers.update({handler.__name__: handler for handler in handlers})
+        self.cache.start(scheduler)
         calls = CallPlugin()
         await scheduler.register_worker_plugin(None, dumps(calls), calls.name, idempotent=True)
         check = PeriodicCallback(self._release_expired, CHECK_SECONDS * 1000)
@@ -247,6 +258,7 @@ class SitePlugin(SchedulerPlugin):
         if self._scheduler is not None:
             self._scheduler.periodic_callbacks[self.name].stop()
             self.federated_release_all()
+            self.cache.close()
 
     # What the site advertises
 

@@ -148,6 +148,7 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             limits=config.limits.protocol(),
             heartbeat_seconds=config.limits.heartbeat_seconds,
             task_bytes=config.limits.task_bytes,
+            keeps_results=config.limits.cache_seconds > 0,
         )
         app = create_app(
             gateway,

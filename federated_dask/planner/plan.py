@@ -413,5 +413,6 @@ def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> Not
         reason=Reason.EXPORT_NOT_ALLOWED,
         site=site,
         hint="Reduce more before the result leaves, use operations that the site has, "
-        "or ask the institute to publish your function or to open the dataset.",
+        "or ask the institute to publish your function at the site, to grant you `code`, or to "
+        "open the dataset.",
     )

@@ -7,8 +7,13 @@ program; for anything else `Foreign` is raised, and says what it was.
 from __future__ import annotations
 
 import functools
+import inspect
+import linecache
+import sysconfig
+import textwrap
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -43,10 +48,13 @@ from federated_dask.protocol.rules import (
 )
 from federated_dask.protocol.values import encode_value
 
-__all__ = ["Foreign", "Program", "ProgramMaker", "describe_callable"]
+__all__ = ["Foreign", "Program", "ProgramMaker", "describe_callable", "written_at"]
 
 CONTAINERS = (List, Tuple, Dict, Set)
 INT64 = range(-(2**63), 2**63)
+LIBRARIES = frozenset({"site-packages", "dist-packages"})
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+LONGEST_LINE = 80
 LONGEST_INLINE = 32
 """Sequences of plain data longer than this cross as one constant instead of many nodes."""
 
@@ -287,7 +295,9 @@ class ProgramMaker:
         if isinstance(function, Compose):
             functions = (*reversed(function.funcs), function.first)
             return wire.Compose(tuple(self.function(part, holes) for part in functions))
-        raise Foreign(f"{describe_callable(function)} is not in the operation table")
+        written = written_at(function)
+        where = f" (written in {written})" if written else ""
+        raise Foreign(f"{describe_callable(function)} is not in the operation table{where}")
 
     def argument(self, value: Any, holes: _Holes, shared: bool = False) -> wire.Node:
         """Turn an argument into a node; integers become holes unless `shared`."""
@@ -408,3 +418,27 @@ def describe_callable(function: Any) -> str:
     module = getattr(function, "__module__", None)
     name = getattr(function, "__qualname__", None) or funcname(function)
     return f"{module}.{name}" if module else str(name)
+
+
+def written_at(function: Any) -> str | None:
+    """Say where a function of the researcher's own is written: file and line; else None.
+
+    Examples
+    --------
+    >>> written_at(np.sqrt) is written_at(functools.reduce) is None
+    True
+    """
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        code = getattr(getattr(type(function), "__call__", None), "__code__", None)
+    if code is None or any(part in LIBRARIES for part in Path(code.co_filename).parts):
+        return None
+    if code.co_filename.startswith(STANDARD_LIBRARY):
+        return None
+    line = linecache.getline(code.co_filename, code.co_firstlineno).strip()
+    name = Path(code.co_filename).name
+    if "ipykernel" in code.co_filename or name.startswith("<"):
+        name = "a cell" if "ipy" in code.co_filename else "the console"
+    text = f": {textwrap.shorten(line, LONGEST_LINE, placeholder=' …')}" if line else ""
+    return f"{name}, line {code.co_firstlineno}{text}"

@@ -185,6 +185,10 @@ class Gateway:
             raise self.lost()
         return float(reply)
 
+    async def keep(self, owner: str, keys: list[Key]) -> None:
+        """Have results of a finished job kept for a while."""
+        await self._ask("federated_keep", owner=owner, keys=ToPickle(keys))
+
     async def held(self, lease: str, owner: str) -> dict[int, LeasedOutput]:
         """Tell the outputs of a lease.
 

@@ -562,6 +562,8 @@ class JobRunner:
         await events.put(encode_frame(Accepted(job=job.name, tasks=len(job.built.tasks))))
         async for _, pieces in run.results():
             await events.put(pieces)
+        if self.settings.keeps_results:
+            await self.gateway.keep(job.owner, list(dict.fromkeys(job.built.keys)))
         outputs = {
             position: LeasedOutput(key=job.built.keys[position], label=job.built.labels[position])
             for position, output in enumerate(job.outputs)

@@ -77,6 +77,8 @@ class JobSettings:
     limits: Limits = dataclasses.field(default_factory=Limits)
     heartbeat_seconds: float = 5.0
     """Longest silence while a job goes on."""
+    keeps_results: bool = False
+    """Whether the scheduler keeps results of finished jobs for a while."""
     progress_seconds: float = 0.5
     """Shortest time between two reports of progress."""
     task_bytes: int | None = None

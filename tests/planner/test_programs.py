@@ -171,3 +171,40 @@ def test_callables_have_names_for_people() -> None:
     assert describe_callable(local) == f"{__name__}.local"
     assert "add" in describe_callable(np.add)
     assert "local" in describe_callable(functools.partial(local))
+
+
+def _own(values: np.ndarray) -> np.ndarray:
+    return values * 3
+
+
+class _Callable:
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+@pytest.mark.parametrize(
+    ("function", "line"), [(_own, "def _own(values"), (_Callable(), "def __call__(self")]
+)
+def test_a_function_of_ones_own_is_named_with_its_line(function: Any, line: str) -> None:
+    written = written_at(function)
+    assert written is not None
+    assert written.startswith("test_programs.py, line ")
+    assert line in written
+
+
+def test_functions_of_libraries_have_no_line_of_ones_own() -> None:
+    assert written_at(np.linalg.norm) is None
+    assert written_at(da.percentile) is None
+    assert written_at(textwrap.dedent) is None
+
+
+def test_a_refusal_names_the_function_its_line_and_the_ways_out() -> None:
+    federation = Federation()
+    values = np.ones((40, 50))
+    x = da.from_array(federation.variable("north", values, "v", 100), chunks=10)
+    with pytest.raises(NotPermitted) as error:
+        federation.plan(x.map_blocks(_own, dtype="f8").sum())
+    assert "_own is not in the operation table (written in test_programs.py" in str(error.value)
+    assert error.value.hint is not None
+    for way in ("publish your function", "`code`", "open the dataset"):
+        assert way in error.value.hint
