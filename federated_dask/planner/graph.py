@@ -41,6 +41,7 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import ensure_dict, key_split
 
+from federated_dask.errors import ConfigurationError
 from federated_dask.planner.programs import Foreign, Program, ProgramMaker
 from federated_dask.planner.sources import HOME, HeldReference, SourceReference, StoredFacts
 from federated_dask.protocol import graph as wire
@@ -371,7 +372,7 @@ class _Lowering:
             else:
                 done[key] = False
                 if key not in self.nodes:
-                    raise KeyError(f"the graph lacks the key {key!r}")
+                    raise _missing(key)
                 below = (self.resolve(other) for other in self.nodes[key].dependencies)
                 stack.extend(other for other in below if other not in done)
         return order
@@ -486,6 +487,15 @@ class _Lowering:
         """Make a task of a requested leaf: its value is at home already."""
         node = self.data[self.resolve(key)]
         return self.append(PlanTask(key, _label(key), (), None, "data of the researcher", node))
+
+
+def _missing(key: Key) -> ConfigurationError:
+    """Error for a result that is not in the graph: a Client of Dask's holds it elsewhere."""
+    return ConfigurationError(
+        f"The expression needs {_label(key)!r}, which was persisted on another Dask Client.",
+        hint="Compute that part with that Client first, and use its result here: "
+        "`part = client.compute(part).result()`.",
+    )
 
 
 def _takes_all(lazy: xarray_indexing.LazilyIndexedArray) -> bool:

@@ -431,7 +431,7 @@ def written_at(function: Any) -> str | None:
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None:
-        code = getattr(getattr(type(function), "__call__", None), "__code__", None)
+        code = getattr(vars(type(function)).get("__call__"), "__code__", None)
     if code is None or any(part in LIBRARIES for part in Path(code.co_filename).parts):
         return None
     if code.co_filename.startswith(STANDARD_LIBRARY):

@@ -76,7 +76,8 @@ def test_foreign_functions_are_not_fused_with_reads(federation: Federation) -> N
     graph = lowered((stored(federation) + 1).map_blocks(own, dtype="f8"))
     foreign = [task for task in graph.tasks if task.blocker]
     assert len(foreign) == 4
-    assert all(task.blocker == f"{__name__}.own is not in the operation table" for task in foreign)
+    said = f"{__name__}.own is not in the operation table"
+    assert all((task.blocker or "").startswith(said) for task in foreign)
     assert not any(task.sources for task in foreign)
 
 

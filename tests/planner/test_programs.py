@@ -1,4 +1,5 @@
 import functools
+import textwrap
 from typing import Any
 
 import dask.array as da
@@ -8,10 +9,17 @@ from dask._task_spec import DataNode, List, Set, Task, TaskRef, Tuple, _execute_
 from dask.utils import apply
 from toolz import compose, curry
 
-from federated_dask.planner.programs import Foreign, Program, ProgramMaker, describe_callable
+from federated_dask.errors import NotPermitted
+from federated_dask.planner.programs import (
+    Foreign,
+    Program,
+    ProgramMaker,
+    describe_callable,
+    written_at,
+)
 from federated_dask.planner.sources import SourceReference
 from federated_dask.protocol import graph as wire
-from tests.planner.federation import TABLE, evaluate
+from tests.planner.federation import TABLE, Federation, evaluate
 
 KEYS = {"a": 0, "b": 1, "stored": -1}
 SOURCE = SourceReference("north", "d", "1", "v")
