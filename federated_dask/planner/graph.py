@@ -372,6 +372,8 @@ class _Lowering:
             else:
                 done[key] = False
                 if key not in self.nodes:
+                    if key in wanted:
+                        raise KeyError(f"the graph lacks the key {key!r}")
                     raise _missing(key)
                 below = (self.resolve(other) for other in self.nodes[key].dependencies)
                 stack.extend(other for other in below if other not in done)
