@@ -10,6 +10,7 @@ somebody who knows in advance what every value will take on the wire.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -65,11 +66,12 @@ def run(every: int = 1) -> list[Result]:
 
 
 def _results(title: str, ratios: Sequence[Ratio]) -> list[Result]:
-    values = [ratio.value for ratio in ratios]
-    worst = sorted(ratios, key=lambda ratio: -ratio.value)[:3]
+    solved = [ratio for ratio in ratios if not math.isnan(ratio.optimum)]
+    values = [ratio.value for ratio in solved]
+    worst = sorted(solved, key=lambda ratio: -ratio.value)[:3]
     names = ", ".join(f"{ratio.name} {ratio.value:.2f}" for ratio in worst if ratio.value > 1.01)
     return [
-        Result(f"{title}: expressions", len(values)),
+        Result(f"{title}: expressions ({len(ratios) - len(solved)} not solved)", len(values)),
         Result(f"{title}: median ratio", statistics.median(values), "", MEDIAN),
         Result(f"{title}: largest ratio ({names or '–'})", max(values), "", MAXIMUM),
         Result(f"{title}: above 1.25", sum(value > MAXIMUM for value in values)),
@@ -95,7 +97,8 @@ def compared(name: str, expression: Expression, simulation: Simulation) -> dict[
                 for read, small, large in zip(reads, sizes, map(encoded_bytes, values), strict=True)
             ]
         ours = moved(plan, sizes, reads)
-        result[kind] = Ratio(name, ours, min(ours, optimum(plan, sizes, reads)))
+        best = optimum(plan, sizes, reads)
+        result[kind] = Ratio(name, ours, best if math.isnan(best) else min(ours, best))
     return result
 
 
@@ -168,7 +171,7 @@ def optimum(
     matrix = coo_array((v, (i, j)), shape=(len(rows), len(costs))).tocsr()
     scale = max(max(costs), 1.0)
     limits = LinearConstraint(matrix, [low for _, low, _ in rows], [high for *_, high in rows])
-    best = 0.0
+    best = None
     # Without whole numbers it is a bound, too, and soon found.
     for whole in (0, 1):
         answer = milp(
@@ -179,5 +182,7 @@ def optimum(
             options={"time_limit": seconds, "mip_rel_gap": 0.01},
         )
         bound = answer.fun if not whole else answer.mip_dual_bound
-        best = max(best, (bound or 0.0) * scale)
-    return best
+        if bound is not None:
+            best = max(best or 0.0, bound * scale)
+    # Neither an optimum nor a bound in the time there was: nothing to hold a plan against.
+    return math.nan if best is None else best
