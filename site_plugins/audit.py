@@ -239,7 +239,7 @@ def _plain(fact: Any) -> Any:
         case bool() | int() | float() | None:
             return fact
         case str():
-            return TOKEN.sub("(a token)", fact)[:LONGEST_TEXT]
+            return TOKEN.sub("(a token)", fact[: 4 * LONGEST_TEXT])[:LONGEST_TEXT]
         case Mapping():
             items = list(fact.items())[:LONGEST_LIST]
             return {str(_plain(str(name))): _plain(item) for name, item in items}

@@ -142,7 +142,7 @@ def check(config: Path) -> None:
     checked = load_config(config)
     wrong = _show(console, f"site {checked.name}", list(_problems_of_files(checked)), "keys fit")
     if not checked.datasets:
-        console.print("No datasets yet: name them by [[datasets.<name>]] sections.", markup=False)
+        console.print("No datasets yet: name them by [datasets.<name>] sections.", markup=False)
     for name, section in checked.datasets.items():
         wrong += _check_dataset(console, StoredDataset.from_config(name, section))
     wrong += _check_functions(console, checked)

@@ -28,8 +28,11 @@ __all__ = [
 ]
 
 LONGEST_MESSAGE = 4_000
+LONGEST_SCRUBBED = 4 * LONGEST_MESSAGE
+"""Characters of a message that are looked through, as what is taken out leaves room."""
 MOST_FRAMES = 60
-URL = re.compile(r"\b\w[\w+.-]*://[^\s'\"<>]+")
+URL = re.compile(r"(?<![\w+.-])[\w+.-]+://[^\s'\"<>]+")
+"""Begins where a word does, as a look at every letter of a long one takes its length squared."""
 FOLDERS = re.compile(r"(?<![\w:/.])~?/(?:[^\s/'\":,;<>()\[\]]+/)+")
 
 
@@ -88,7 +91,7 @@ def failure_of_task(
     datasets = list(datasets)
     return Failure(
         reason=Reason.TASK_FAILED,
-        message=scrubbed(_text(error), site, datasets)[:LONGEST_MESSAGE],
+        message=scrubbed(_cut(_text(error)), site, datasets)[:LONGEST_MESSAGE],
         site=site,
         exception=name,
         traceback="".join(_frames(trace, site, datasets)),
@@ -155,6 +158,11 @@ def _text(error: BaseException) -> str:
     except Exception:
         # Not every class survives the way from a worker whole; numpy's AxisError does not.
         return f"{type(error).__name__}{error.args!r}"
+
+
+def _cut(text: str) -> str:
+    # With the slash, half of a folder's name is seen to be one and is not told.
+    return text if len(text) <= LONGEST_SCRUBBED else f"{text[:LONGEST_SCRUBBED]}/"
 
 
 def scrubbed(text: str, site: str, datasets: Iterable[StoredDataset]) -> str:

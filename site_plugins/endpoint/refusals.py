@@ -6,7 +6,7 @@ import time
 
 from fastapi import Request
 
-from federated_dask.errors import FederatedError, NotAuthenticated
+from federated_dask.errors import FederatedError
 from site_plugins.audit import Audit
 
 __all__ = ["Refusals"]
@@ -31,7 +31,10 @@ class Refusals:
 
     def write(self, request: Request, error: FederatedError) -> None:
         """Write down that a request was refused."""
-        if isinstance(error, NotAuthenticated):
+        principal = getattr(request.state, "principal", None)
+        if error.http_status >= 500:
+            return
+        if principal is None:
             self._unknown += 1
             now = time.monotonic()
             if now - self._told < QUIET_SECONDS:
@@ -40,12 +43,10 @@ class Refusals:
             self._audit.write("not_authenticated", reason=error.reason.value, count=self._unknown)
             self._unknown = 0
             return
-        if error.http_status >= 500:
-            return
         route = request.scope.get("route")
         self._audit.write(
             "refused",
-            getattr(request.state, "principal", None),
+            principal,
             reason=error.reason.value,
             route=f"{request.method} {getattr(route, 'path', '')}",
             dataset=request.path_params.get("name"),

@@ -141,3 +141,17 @@ async def test_what_cannot_be_written_down_is_not_done(
     assert "no space left" in caplog.text
     _, last = await north.run(graph, graph.tasks - 1)
     assert isinstance(last, Finished)
+
+
+async def test_who_shows_no_token_cannot_fill_the_log(
+    federation: LocalFederation, nobody: Caller
+) -> None:
+    path = federation._configs["north"].site.state / AUDIT_LOG
+    before = len(list(entries(path)))
+    for number in range(30):
+        await nobody.refused("GET", f"/page/absent-{number}.js")
+        await nobody.refused("GET", f"/delegated/absent-{number}/0")
+    # One line in ten seconds tells how many they were.
+    told = list(entries(path))[before:]
+    assert {line["event"] for line in told} <= {"not_authenticated"}
+    assert len(told) < 30
