@@ -42,7 +42,7 @@ from federated_dask.protocol.structures import (
     take_apart,
 )
 from site_plugins.datasets import StoredDataset
-from site_plugins.functions import ModuleOrigin, PickledOrigin, signature_of
+from site_plugins.functions import CodeOrigin, Origin, signature_of
 from site_plugins.opening import open_lazily, without_paths
 from site_plugins.signatures import ArgumentError, Signature
 from site_plugins.stopping import CALL_TOPIC, CallStopped, plugin_of
@@ -72,6 +72,7 @@ LARGEST_TOLD = 8 * 1024
 REPORT_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 LONGEST_TEXT = 4_000
+LONGEST_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class CallTask:
     key: str
     name: str
     digest: str
-    origin: ModuleOrigin | PickledOrigin
+    origin: Origin
     arguments: Mapping[str, Data]
     buffers: Sequence[bytes] = ()
     """Of what was sent along, where they are not an argument of the task."""
@@ -213,20 +214,26 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome | None:
     start = time.perf_counter()
     running = plugin.enter(task.key, task.call, task.seconds)
     signature: Signature | None = None
+    has_begun = False
     try:
         with own_client(worker):
             signature = signature_of(task.digest, task.origin)
             values = _values(task, signature, sent or task.buffers)
+            has_begun = True
             outcome = _outcome(task, signature, values, plugin)
     except CallStopped:
         if not running.overdue:
             raise
         outcome = Outcome(error=overdue(task.name, task.seconds))
-    except ArgumentError as error:
-        outcome = Outcome(refused=error)
-    except FederatedError as error:
-        outcome = Outcome(error=error.with_traceback(None))
-    except Exception as error:
+    except (ArgumentError, FederatedError) as error:
+        if has_begun and isinstance(task.origin, CodeOrigin):
+            # A caller's own code does not speak for the site.
+            outcome = Outcome(raised=_raised(error, signature))
+        elif isinstance(error, ArgumentError):
+            outcome = Outcome(refused=error)
+        else:
+            outcome = Outcome(error=error.with_traceback(None))
+    except (Exception, SystemExit) as error:
         # The boundary to the function, which raises whatever its author wrote.
         outcome = Outcome(raised=_raised(error, signature))
     finally:
@@ -326,11 +333,13 @@ def _outcome(task: CallTask, signature: Signature, values: dict[str, Any], plugi
         raise TypeError(f"the result cannot be sent: {error}") from None
     size = sum(array.nbytes for array in arrays) + sum(memoryview(b).nbytes for b in buffers)
     if size > task.result_bytes:
-        raise RequestRefused(
-            f"The result of {task.name!r} has {int(size):,} bytes; at most "
-            f"{task.result_bytes:,} are returned.",
-            reason=Reason.LIMIT_EXCEEDED,
-            hint="Ask for less: fewer years, a smaller region, coarser data.",
+        return Outcome(
+            error=RequestRefused(
+                f"The result of {task.name!r} has {int(size):,} bytes; at most "
+                f"{task.result_bytes:,} are returned.",
+                reason=Reason.LIMIT_EXCEEDED,
+                hint="Ask for less: fewer years, a smaller region, coarser data.",
+            )
         )
     return Outcome(
         content=msgspec.msgpack.encode(described),
@@ -394,7 +403,7 @@ def _flat(keys: Any) -> list[Key]:
 # Errors
 
 
-def _raised(error: Exception, signature: Signature | None) -> Raised:
+def _raised(error: BaseException, signature: Signature | None) -> Raised:
     cls = type(error)
     try:
         message = str(error)
@@ -402,14 +411,14 @@ def _raised(error: Exception, signature: Signature | None) -> Raised:
         # Not every class can show itself.
         message = ""
     return Raised(
-        exception=f"{cls.__module__}.{cls.__qualname__}",
+        exception=f"{cls.__module__}.{cls.__qualname__}"[:LONGEST_NAME],
         message=message[:LONGEST_TEXT],
         traceback="" if signature is None else _own_lines(error, signature),
         is_memory=isinstance(error, MemoryError),
     )
 
 
-def _own_lines(error: Exception, signature: Signature) -> str:
+def _own_lines(error: BaseException, signature: Signature) -> str:
     """Those lines of a traceback that are in the function's own module."""
     code = getattr(inspect.unwrap(signature.function), "__code__", None)
     if code is None:

@@ -24,19 +24,21 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import msgspec
 
 from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.call_messages import FunctionDescription, FunctionLimits
-from site_plugins.signatures import Signature
+from site_plugins.signatures import OpenSignature, Signature
 
 if TYPE_CHECKING:
     from site_plugins.config import FunctionsSection
 
 __all__ = [
+    "CodeOrigin",
     "ModuleOrigin",
+    "Origin",
     "PickledOrigin",
     "PublishedFunction",
     "functions_of",
@@ -94,12 +96,34 @@ class PickledOrigin:
         return function
 
 
+@dataclasses.dataclass(frozen=True)
+class CodeOrigin:
+    """A callable of a caller who has a grant for `code`: opaque but to the worker that runs it."""
+
+    pickle: bytes = dataclasses.field(repr=False)
+    names: tuple[str, ...]
+    """Of the arguments that are passed; numbers for those by position."""
+
+    def signature(self) -> OpenSignature:
+        """Make a signature that unpickles the callable when it is called, not before."""
+        return OpenSignature(self.names, self._load)
+
+    def _load(self) -> Callable[..., Any]:
+        import cloudpickle
+
+        function: Callable[..., Any] = cloudpickle.loads(self.pickle)
+        return function
+
+
+Origin: TypeAlias = ModuleOrigin | PickledOrigin | CodeOrigin
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedFunction:
     """A function as the site keeps it; small and picklable."""
 
     description: FunctionDescription
-    origin: ModuleOrigin | PickledOrigin
+    origin: Origin
     digest: str
     """Of all that decides on what a call does."""
 
@@ -114,9 +138,16 @@ class PublishedFunction:
         return self.description.limits
 
 
+def signature_of(digest: str, origin: Origin) -> Signature:
+    """Give the signature of a function; a published one is loaded once per process."""
+    if isinstance(origin, CodeOrigin):
+        # Whoever sends the same bytes gets an object of its own.
+        return origin.signature()
+    return _published_signature(digest, origin)
+
+
 @functools.lru_cache(maxsize=1024)
-def signature_of(digest: str, origin: ModuleOrigin | PickledOrigin) -> Signature:
-    """Give the signature of a published function; loaded once per process."""
+def _published_signature(digest: str, origin: ModuleOrigin | PickledOrigin) -> Signature:
     return Signature(origin.load())
 
 

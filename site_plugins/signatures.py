@@ -31,7 +31,7 @@ from pydantic_core import PydanticSerializationError
 from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.call_messages import ParameterDescription, ResultDescription
 
-__all__ = ["ArgumentError", "Parameter", "Signature"]
+__all__ = ["ArgumentError", "OpenSignature", "Parameter", "Signature"]
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Parameter:
 
     @property
     def kind(self) -> str:
-        """``value``, or the kind of object that it takes."""
+        """``value``, or the kind of object that it takes; ``any`` where nobody said."""
         return self.type.kind
 
     def validated(self, value: Any) -> Any:
@@ -110,6 +110,8 @@ class Parameter:
         import xarray as xr
 
         classes = self.type.classes
+        if self.kind == "any":
+            return value
         if value is None and self.type.optional:
             return None
         if not classes:
@@ -266,6 +268,48 @@ class Signature:
             raise TypeError(f"the result is no {self.result.shown}: {rule}") from None
         except PydanticSerializationError:
             raise TypeError("the result is no plain data") from None
+
+
+class OpenSignature(Signature):
+    """What stands for the signature of a callable that is not there yet.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the arguments: numbers for those by position, in order, identifiers for the others.
+    load : callable
+        Gives the callable; called when it is to be called.
+
+    Examples
+    --------
+    >>> signature = OpenSignature(["0", "base"], lambda: int)
+    >>> signature.call({"0": "ff", "base": 16})
+    255
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[], Callable[..., Any]]) -> None:
+        self.function: Any = None
+        self._load = load
+        type_ = _Type(kind="any", shown="anything")
+        self.parameters = {
+            name: Parameter(
+                name=name,
+                type=type_,
+                required=True,
+                keyword_only=not name.isdigit(),
+                positional_only=name.isdigit(),
+                description=ParameterDescription(name=name, annotation=type_.shown),
+            )
+            for name in names
+        }
+        self.result = type_
+
+    def call(self, values: Mapping[str, Any]) -> Any:
+        """Load the callable and call it."""
+        self.function = self._load()
+        positional = [value for name, value in values.items() if name.isdigit()]
+        keywords = {name: value for name, value in values.items() if not name.isdigit()}
+        return self.function(*positional, **keywords)
 
 
 class _Unfit(Exception):

@@ -16,7 +16,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,8 @@ from dask.core import flatten
 
 from federated_dask.client import loop
 from federated_dask.client.arguments import check_argument, encode_arguments
+from federated_dask.client.catalogue import Datasets
+from federated_dask.client.code_calls import encode_code, pickled_callable, refusals_explained
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.functions import Function, Functions
 from federated_dask.client.future import CallProgress, FederatedFuture
@@ -37,10 +39,11 @@ from federated_dask.errors import ConfigurationError
 from federated_dask.planner.graph import Key
 from federated_dask.planner.plan import Plan
 from federated_dask.planner.sources import SiteFacts
+from federated_dask.protocol.call_messages import AnyCallEvent, CallSubmission, Returned
 from federated_dask.protocol.call_messages import (
     CallProgress as ProgressEvent,
 )
-from federated_dask.protocol.call_messages import CallSubmission, Returned
+from federated_dask.protocol.frames import Frame
 from federated_dask.protocol.messages import Failure
 
 __all__ = ["FunctionCaller"]
@@ -58,6 +61,10 @@ class FunctionCaller:
         @property
         def facts(self) -> Mapping[str, SiteFacts]:
             """What the sites announced."""
+
+        @property
+        def datasets(self) -> Datasets:
+            """Datasets of all sites by qualified name."""
 
         def connection_of(self, site: str) -> SiteConnection:
             """Give the connection to a site."""
@@ -93,8 +100,8 @@ class FunctionCaller:
         function : str or callable
             Qualified name, ``site/function``; with a version behind an ``@`` where
             it has to be that one.  A callable runs at home, on what may come there;
-            ``site="north"`` with it says where it should run, if only that site
-            let it.
+            with ``site="north"`` on a worker of that site, which takes a grant for
+            `code` there.
         *arguments, **keywords : object
             Its arguments.  For a dataset or array: a qualified name
             (``"north/a1b"``), a lazy expression, a future of this or another site,
@@ -141,19 +148,32 @@ class FunctionCaller:
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> FederatedFuture[Any]:
         site = keywords.pop("site", None)
-        if site is not None:
-            self.connection_of(site)
         if not callable(function):
             raise ConfigurationError(
                 f"A {type(function).__name__} cannot be called.",
                 hint='Give the name of a function ("north/trend"), or a callable.',
             )
+        label = str(getattr(function, "__name__", type(function).__name__))
+        if site is None:
 
-        def again(_: CallProgress) -> concurrent.futures.Future[Any]:
-            return loop.start(call_at_home(self, function, arguments, keywords, site))
+            def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
+                return loop.start(call_at_home(self, function, arguments, keywords))
+
+        else:
+            connection = self.connection_of(site)
+            # Now, so that what is changed afterwards does not count.
+            pickled = pickled_callable(function, site)
+
+            def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
+                return _started(partial(call, progress))
+
+            async def call(progress: CallProgress, settled: concurrent.futures.Future[Any]) -> None:
+                submission, encoded = await encode_code(self, site, arguments, keywords, label)
+                running = connection.run_code(submission, [*encoded.buffers, pickled])
+                with refusals_explained(label, site):
+                    await self._followed(connection, running, progress, settled)
 
         progress = CallProgress()
-        label = getattr(function, "__name__", type(function).__name__)
         return FederatedFuture(again(progress), label=label, progress=progress, again=again)
 
     def map(
@@ -247,27 +267,34 @@ class FunctionCaller:
             delegations=encoded.delegations,
         )
         connection = self.connection_of(function.site)
-        turn = self._turns.setdefault(function.site, asyncio.Semaphore(CALLS_AT_ONCE))
-        async with turn:
-            calling = connection.call(
-                submission, encoded.buffers, idempotent=description.idempotent
-            )
-            async with contextlib.aclosing(calling) as events:
-                async for event, frame in events:
-                    match event:
-                        case ProgressEvent():
-                            progress.fraction = event.fraction
-                            progress.message = clean_text(event.message, 200)
-                        case Failure():
-                            raise task_error(event)
-                        case Returned():
-                            # At once; what comes after is only the end of the reply.
-                            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                                settled.set_result(
-                                    ReturnedObject(connection, event, list(frame.buffers))
-                                )
+        calling = connection.call(submission, encoded.buffers, idempotent=description.idempotent)
+        await self._followed(connection, calling, progress, settled)
+
+    async def _followed(
+        self,
+        connection: SiteConnection,
+        calling: AsyncGenerator[tuple[AnyCallEvent, Frame], None],
+        progress: CallProgress,
+        settled: concurrent.futures.Future[Any],
+    ) -> None:
+        """Make a call when it is its turn, and follow its events."""
+        turn = self._turns.setdefault(connection.name, asyncio.Semaphore(CALLS_AT_ONCE))
+        async with turn, contextlib.aclosing(calling) as events:
+            async for event, frame in events:
+                match event:
+                    case ProgressEvent():
+                        progress.fraction = event.fraction
+                        progress.message = clean_text(event.message, 200)
+                    case Failure():
+                        raise task_error(event)
+                    case Returned():
+                        # At once; what comes after is only the end of the reply.
+                        with contextlib.suppress(concurrent.futures.InvalidStateError):
+                            settled.set_result(
+                                ReturnedObject(connection, event, list(frame.buffers))
+                            )
         if not settled.done():
-            raise connection_lost(function.site)
+            raise connection_lost(connection.name)
 
 
 def _started(

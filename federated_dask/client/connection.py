@@ -35,6 +35,7 @@ from federated_dask.errors import ConfigurationError, Reason, RequestRefused
 from federated_dask.protocol.call_messages import (
     AnyCallEvent,
     CallSubmission,
+    CodeSubmission,
     Functions,
     Returned,
 )
@@ -392,6 +393,12 @@ class SiteConnection:
         request, and the site stops the function.
         """
         return self._events("/calls", submission, buffers, AnyCallEvent, repeatable=idempotent)
+
+    def run_code(
+        self, submission: CodeSubmission, buffers: Sequence[Buffer]
+    ) -> AsyncGenerator[tuple[AnyCallEvent, Frame], None]:
+        """Run a callable at the site, its pickle the last of the buffers; otherwise as `call`."""
+        return self._events("/code", submission, buffers, AnyCallEvent, repeatable=False)
 
     async def _events(
         self,

@@ -1,7 +1,8 @@
 """Functions of the researcher's own: they run at home, on what may come there.
 
-No site runs code of a stranger.  What a site publishes is called by its name; anything
-else has its arguments brought home first, as far as their sites let them go.
+What a site publishes is called by its name, and code that a site may be sent is
+(`federated_dask.client.code_calls`); anything else has its arguments brought home first,
+as far as their sites let them go.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ async def call_at_home(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     keywords: Mapping[str, Any],
-    site: str | None = None,
 ) -> Any:
     """Call a function here, on a thread.
 
@@ -42,8 +42,6 @@ async def call_at_home(
         What is called.
     arguments, keywords : tuple, mapping
         Its arguments; futures in them are waited for, lazy collections computed.
-    site : str, optional
-        Where the researcher wanted it to run, for the refusal.
 
     Raises
     ------
@@ -57,7 +55,7 @@ async def call_at_home(
         try:
             positional, by_name = dask.base.compute(given, named, scheduler=client.get)
         except NotPermitted as error:
-            raise _refusal(function, site, error) from error
+            raise _refusal(function, error) from error
         return function(*positional, **by_name)
 
     return await asyncio.to_thread(call)
@@ -73,14 +71,14 @@ async def _resolved(nested: Any) -> Any:
     return nested
 
 
-def _refusal(function: Any, site: str | None, error: NotPermitted) -> NotPermitted:
+def _refusal(function: Any, error: NotPermitted) -> NotPermitted:
     name = getattr(function, "__name__", type(function).__name__)
-    where = site or error.site or "the site"
+    where = error.site or "the site"
     return NotPermitted(
         f"{name} would run at home, and what it needs may not come here: {error.message}",
         reason=error.reason,
         site=error.site,
         hint=f"Write it with operations of xarray and dask, which run at {where}; reduce the data "
         f"before it is called; call a function that {where} publishes (fed.functions), or ask the "
-        "institute to publish this one or to grant you `code`.",
+        "institute to publish this one or to grant you `code`, which `site=` takes.",
     )

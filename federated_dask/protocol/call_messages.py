@@ -3,8 +3,9 @@
 A call is answered by the events of a job (`federated_dask.protocol.messages`), a few of
 its own among them::
 
-    CallSubmission ──► Accepted, CallProgress …, Heartbeat …, Returned
-                                                            └─ or Failure
+    CallSubmission ┐
+    CodeSubmission ┴─► Accepted, CallProgress …, Heartbeat …, Returned
+                                                             └─ or Failure
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from federated_dask.protocol.messages import (
 from federated_dask.protocol.structures import Object
 
 __all__ = [
+    "LARGEST_CODE",
     "AnyCallEvent",
     "Argument",
     "CallProgress",
     "CallStatus",
     "CallSubmission",
+    "CodeSubmission",
     "DatasetArgument",
     "FunctionDescription",
     "FunctionLimits",
@@ -47,6 +50,9 @@ __all__ = [
 ]
 
 KINDS = "^(value|dataset|dataarray|ndarray|dataframe)$"
+
+LARGEST_CODE = 2**20
+"""Bytes of a callable of the caller's own."""
 
 Kind: TypeAlias = Annotated[str, Meta(pattern=KINDS)]
 """What is passed: plain data (``value``), or one of the field's own objects."""
@@ -150,6 +156,20 @@ class CallSubmission(Message, frozen=True, kw_only=True):
     label: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] = ""
     delegations: dict[str, str] = {}  # noqa: RUF012  # msgspec copies it
     """With which the site may fetch parts from its peers; keys are those of `delegation_key`."""
+
+
+class CodeSubmission(Message, frozen=True, kw_only=True):
+    """A call of a callable of the caller's own (``POST /code``).
+
+    The callable is the last buffer of the frame, as cloudpickle gives it: for the worker
+    that runs it, and never looked into before.
+    """
+
+    arguments: tuple[Argument, ...] = ()
+    keywords: dict[str, Argument] = {}  # noqa: RUF012  # msgspec copies it
+    label: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] = ""
+    delegations: dict[str, str] = {}  # noqa: RUF012  # msgspec copies it
+    """As those of a `CallSubmission`."""
 
 
 class CallProgress(JobEvent, frozen=True, kw_only=True, tag="call_progress"):

@@ -9,11 +9,17 @@ import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
 from federated_dask.errors import Reason
-from federated_dask.protocol.call_messages import CallSubmission, FunctionDescription, Functions
+from federated_dask.protocol.call_messages import (
+    CallSubmission,
+    CodeSubmission,
+    FunctionDescription,
+    Functions,
+)
 from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
 from site_plugins.endpoint.authentication import Asker
 from site_plugins.endpoint.calls import Call, CallRunner
+from site_plugins.endpoint.code import admit_code, require_code
 from site_plugins.endpoint.schemas import failures, frames, json_of
 from site_plugins.endpoint.streams import FrameStream, receive_frame
 
@@ -109,6 +115,48 @@ async def calls(request: Request, principal: Asker) -> Response:
     ) as frame:
         submission = decode_message(frame, CallSubmission)
         call = await runner.admit(submission, frame.buffers, principal)
+    return FrameStream(_framed(runner, call))
+
+
+@router.post(
+    "/code",
+    tags=["functions"],
+    summary="Call a function of your own",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "One frame: `CodeSubmission`, the buffers of what is sent along, and "
+            "the pickled callable as the last one.",
+            "content": {FRAMES_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    responses={
+        **frames("Frames of call events, as those of `POST /calls`.", status=200),
+        **failures(
+            Reason.TOKEN_MISSING,
+            Reason.NOT_PERMITTED,
+            Reason.INVALID_ARGUMENT,
+            Reason.LIMIT_EXCEEDED,
+            Reason.MALFORMED,
+            Reason.DATASET_UNREADABLE,
+        ),
+    },
+    response_class=Response,
+)
+async def code(request: Request, principal: Asker) -> Response:
+    """Run a callable of your own on the site's workers; takes a grant for `code`.
+
+    The request is the call's life line: when the client goes away, the site stops it.
+    """
+    runner = _calls(request)
+    # Before anything of the body is looked at.
+    require_code(runner, principal)
+    state = request.app.state
+    async with receive_frame(
+        request, runner.settings.limits, state.body_seconds, state.budget
+    ) as frame:
+        submission = decode_message(frame, CodeSubmission)
+        call = await admit_code(runner, submission, frame.buffers, principal)
     return FrameStream(_framed(runner, call))
 
 

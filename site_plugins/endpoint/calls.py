@@ -39,6 +39,7 @@ from federated_dask.errors import (
 )
 from federated_dask.protocol.call_messages import (
     AnyCallEvent,
+    Argument,
     CallProgress,
     CallSubmission,
     Returned,
@@ -62,7 +63,7 @@ from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.running import Job, Pull, Run
 from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.fair_share import OWNER_ANNOTATION
-from site_plugins.functions import PublishedFunction, signature_of
+from site_plugins.functions import CodeOrigin, PublishedFunction, signature_of
 from site_plugins.once import ONCE, worker_lost
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.signatures import ArgumentError, Signature
@@ -96,6 +97,8 @@ class Call:
     principal: Principal
     label: str
     function: PublishedFunction
+    permission: tuple[str, str]
+    """Action and resource that its principal must be granted as long as it runs."""
     task: CallTask
     sent: Sequence[Buffer]
     """Buffers that are put on a worker before the task runs."""
@@ -113,6 +116,11 @@ class Call:
     def owner(self) -> str:
         """Under which its lease is kept."""
         return owner_of(self.principal)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether what it runs is the caller's own."""
+        return isinstance(self.function.origin, CodeOrigin)
 
 
 class CallRunner:
@@ -184,7 +192,45 @@ class CallRunner:
         signature = await self._signature(function)
         try:
             bound = signature.bound(submission.arguments, submission.keywords)
-            passing = Passing(self.jobs, submission, function, principal)
+        except ArgumentError as error:
+            raise JobFailed(refused_argument(error, function.name, self.gateway.site)) from None
+        passing = Passing(self.jobs, submission.delegations, function.name, principal)
+        permission = ("call", f"function:{function.name}")
+        return await self.admitted(
+            function, signature, bound, passing, permission, buffers, submission.label
+        )
+
+    async def admitted(
+        self,
+        function: PublishedFunction,
+        signature: Signature,
+        bound: Mapping[str, Argument],
+        passing: Passing,
+        permission: tuple[str, str],
+        buffers: Sequence[bytearray],
+        label: str,
+    ) -> Call:
+        """Check the arguments of a call, and what may leave of it; make the call.
+
+        Parameters
+        ----------
+        function : PublishedFunction
+            What is called.
+        signature : Signature
+            Of the function.
+        bound : mapping of str to Argument
+            The arguments by their parameters' names.
+        passing : Passing
+            Checks them for the principal.
+        permission : tuple of str
+            Action and resource that the principal was granted.
+        buffers : sequence of bytearray
+            Buffers of the data that is sent along.
+        label : str
+            What the caller calls it.
+        """
+        principal = passing.principal
+        try:
             arguments = {
                 name: await passing.argument(signature.parameters[name], argument)
                 for name, argument in bound.items()
@@ -194,11 +240,11 @@ class CallRunner:
         release = await self.jobs.access.release(principal, passing.derived)
         call = release.job = f"call-{secrets.token_hex(8)}"
         self.jobs.access.audit.write(
-            "call_admitted",
+            "code_admitted" if isinstance(function.origin, CodeOrigin) else "call_admitted",
             principal,
             call=call,
             function=function.name,
-            version=version,
+            version=function.description.version,
             digest=function.digest,
             derives=sorted(passing.derived),
             reads=sorted(passing.read),
@@ -213,8 +259,9 @@ class CallRunner:
         return Call(
             name=call,
             principal=principal,
-            label=submission.label,
+            label=label,
             function=function,
+            permission=permission,
             task=CallTask(
                 call=call,
                 key=f"{begin}{function.name}-{secrets.token_hex(16)}",
@@ -267,6 +314,7 @@ class CallRunner:
                         yield beat, ()
                     await call.release.reserve({})
                     await run.pull(self.jobs.peering)
+                    self.policy.require(call.principal, *call.permission)
                     future = await self._submit(call, run)
                     yield Accepted(job=call.name, tasks=1), ()
                     waiting = asyncio.create_task(self._wait(call, future))
@@ -444,7 +492,7 @@ class CallRunner:
             if now - last_look > self.settings.progress_seconds:
                 last_look = now
                 call.release.require()
-                self.policy.require(call.principal, "call", f"function:{call.function.name}")
+                self.policy.require(call.principal, *call.permission)
             yield event
 
     async def _returned(self, call: Call, outcome: Outcome) -> tuple[Returned, Sequence[Buffer]]:
@@ -453,14 +501,20 @@ class CallRunner:
             raise JobFailed(refused_argument(outcome.refused, call.function.name, site))
         if outcome.error is not None:
             raise outcome.error
+        # Neither a result nor what an exception says leaves after the grant is gone.
+        self.policy.require(call.principal, *call.permission)
         if outcome.raised is not None:
+            withheld = call.release.withheld(call.derived)
+            if withheld and call.is_code:
+                # A class can be given any name.
+                outcome.raised = dataclasses.replace(outcome.raised, exception="builtins.Exception")
             raise JobFailed(
                 failure_of_call(
                     outcome.raised,
                     site=site,
                     function=call.function.name,
                     datasets=self.gateway.known_datasets(),
-                    withheld=call.release.withheld(call.derived),
+                    withheld=withheld,
                 )
             )
         call.release.compute_seconds = outcome.seconds
@@ -509,7 +563,11 @@ class CallRunner:
         if told.get("overdue"):
             call.inbox.put_nowait(Outcome(error=overdue(call.task.name, call.task.seconds)))
             return
-        message = "" if call.release.withheld(call.derived) else told["message"]
+        withheld = call.release.withheld(call.derived)
+        if withheld and call.is_code:
+            # A fraction has fifty bits.
+            return
+        message = "" if withheld else told["message"]
         message = scrubbed(message, self.gateway.site, self.gateway.known_datasets())
         call.inbox.put_nowait(CallProgress(fraction=told["fraction"], message=message))
 

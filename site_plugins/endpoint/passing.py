@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +11,6 @@ import msgspec
 from federated_dask.errors import FederatedError, NotPermitted, Reason
 from federated_dask.protocol.call_messages import (
     Argument,
-    CallSubmission,
     DatasetArgument,
     HeldArgument,
     PlainArgument,
@@ -37,7 +37,6 @@ from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.failures import JobFailed
 from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.running import Pull
-from site_plugins.functions import PublishedFunction
 from site_plugins.signatures import ArgumentError, Parameter
 from site_plugins.tokens import Principal
 
@@ -73,10 +72,11 @@ class Passing:
     ----------
     jobs : JobRunner
         Knows datasets and held results.
-    submission : CallSubmission
-        The call.
-    function : PublishedFunction
-        What is called.
+    delegations : mapping of str to str
+        Of the submission.
+    function : str or None
+        Name of what is called; None for code of the caller's own, to which datasets
+        are given as to the caller.
     principal : Principal
         Who asks.
     """
@@ -84,13 +84,13 @@ class Passing:
     def __init__(
         self,
         jobs: JobRunner,
-        submission: CallSubmission,
-        function: PublishedFunction,
+        delegations: Mapping[str, str],
+        function: str | None,
         principal: Principal,
     ) -> None:
         self.jobs = jobs
         self.gateway = jobs.gateway
-        self.delegations = submission.delegations
+        self.delegations = dict(delegations)
         self.function = function
         self.principal = principal
         self.derived: set[str] = set()
@@ -134,9 +134,9 @@ class Passing:
 
     async def _plain(self, parameter: Parameter, argument: PlainArgument) -> Data:
         value = argument.value
-        if parameter.kind != "value" and isinstance(value, str):
+        if parameter.kind not in ("value", "any") and isinstance(value, str):
             return await self._dataset(parameter, self._reference(parameter, value))
-        if _is_small(value):
+        if parameter.kind == "any" or _is_small(value):
             parameter.fitted(value)
         else:
             await asyncio.to_thread(parameter.fitted, value)
@@ -162,14 +162,17 @@ class Passing:
         if parameter.kind == "dataframe":
             raise ArgumentError(parameter.name, "takes a DataFrame, not a dataset")
         access = self.jobs.access
-        stored = await access.dataset(self.principal, "compute", argument.name)
-        access.require_license(self.principal, stored)
-        if stored.egress == "functions-only" and self.function.name not in stored.functions:
-            raise NotPermitted(
-                f"Function {self.function.name!r} may not read dataset {stored.name!r}.",
-                reason=Reason.NOT_PERMITTED,
-                hint="The site's operator names the functions that may, in site.toml.",
-            )
+        if self.function is None:
+            stored = await access.source(self.principal, argument.name)
+        else:
+            stored = await access.dataset(self.principal, "compute", argument.name)
+            access.require_license(self.principal, stored)
+            if stored.egress == "functions-only" and self.function not in stored.functions:
+                raise NotPermitted(
+                    f"Function {self.function!r} may not read dataset {stored.name!r}.",
+                    reason=Reason.NOT_PERMITTED,
+                    hint="The site's operator names the functions that may, in site.toml.",
+                )
         description, _ = await self.gateway.description(stored)
         names = [name for name, each in description.variables.items() if not each.coordinate]
         variable = argument.variable
@@ -178,7 +181,7 @@ class Passing:
             raise ArgumentError(
                 parameter.name, f"names a variable that is not there; there are {listed}"
             )
-        if variable is None and parameter.kind != "dataset":
+        if variable is None and parameter.kind not in ("dataset", "any"):
             if len(names) != 1:
                 listed = ", ".join(names[:20])
                 raise ArgumentError(
@@ -206,6 +209,8 @@ class Passing:
 
 
 def _check_kind(parameter: Parameter, content: Object) -> None:
+    if parameter.kind == "any":
+        return
     fits, named = FITS[type(content)], NAMED[type(content)]
     if isinstance(content, PlainObject) and isinstance(content.value, ARRAYS):
         fits, named = FITS[ArrayObject], NAMED[ArrayObject]

@@ -185,11 +185,10 @@ class TestOwnFunctions:
 
         lazy = fed.open_dataset("north/made", chunks={}).wind
         numbers = fed.map("north/mean_of", [np.ones(3), np.full(2, 2.0)])
-        for place in ({}, {"site": "north"}):
-            future = fed.submit(describe, lazy, numbers, factor=2.0, **place)
-            found = future.result(PATIENCE)
-            assert found["mean"] == pytest.approx(2 * float(wind.mean()))
-            assert found["parts"] == 3
+        future = fed.submit(describe, lazy, numbers, factor=2.0)
+        found = future.result(PATIENCE)
+        assert found["mean"] == pytest.approx(2 * float(wind.mean()))
+        assert found["parts"] == 3
         assert repr(future) == "<FederatedFuture: describe, finished>"
         assert fed.gather(fed.map(lambda number: number + 1, range(3))) == [1, 2, 3]
 
@@ -198,7 +197,7 @@ class TestOwnFunctions:
         assert fed.submit(float, secret.mean()).result() == pytest.approx(float(wide(3).x.mean()))
         ran: list[object] = []
         with pytest.raises(NotPermitted, match=r"publishes .*ask the institute") as caught:
-            fed.submit(ran.append, secret, site="north").result()
+            fed.submit(ran.append, secret).result()
         assert caught.value.reason is Reason.EXPORT_NOT_ALLOWED
         assert caught.value.site == "north"
         assert ran == []
