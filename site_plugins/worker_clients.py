@@ -2,9 +2,8 @@
 
 Dask makes it when a task first asks for one, and makes it the client and the scheduler
 of the whole process.  Where workers are threads (`LocalFederation`), that process is
-the researcher's, who has a scheduler.  So it is made before anybody asks, it is the
-client of the task's thread while the task runs, and the rest of the process stays as
-it was.
+the researcher's, who has a scheduler.  So it is made here before anybody asks, and is
+the client of the task's thread only, while the task runs.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask.config
-from distributed.client import _current_client, _del_global_client
+from distributed.client import Client, _current_client
+from distributed.worker import Worker
 
 __all__ = ["close_clients", "own_client"]
 
@@ -36,18 +36,18 @@ def own_client(worker: Any) -> Iterator[None]:
 
 def _ensure_client(worker: Any) -> None:
     with _lock:
-        if worker._client is not None:
-            return
-        before = dask.config.get("scheduler", None)
-        client = worker._get_client()
-        _del_global_client(client)
-        with dask.config.config_lock:
-            if before is None:
-                dask.config.config.pop("scheduler", None)
-            else:
-                dask.config.config["scheduler"] = before
-        # Closed, it would bring back what was configured when it was made.
-        client.__dict__.pop("_set_config", None)
+        if worker._client is None:
+            # As `Worker._get_client` makes it, but for `set_as_default`.
+            worker._client = Client(
+                worker.scheduler,
+                loop=worker.loop,
+                security=worker.security,
+                set_as_default=False,
+                direct_to_workers=True,
+                name="worker",
+                timeout=dask.config.get("distributed.comm.timeouts.connect"),
+            )
+            Worker._initialized_clients.add(worker._client)
 
 
 async def close_clients(workers: Iterable[Any]) -> None:
@@ -56,8 +56,6 @@ async def close_clients(workers: Iterable[Any]) -> None:
     Dask leaves it to the last worker of the process, which may be another cluster's, in
     another loop, when that of these has long been closed.
     """
-    from distributed.worker import Worker
-
     for worker in workers:
         # What stands for a worker of another process has none.
         client = getattr(worker, "_client", None)

@@ -135,7 +135,7 @@ def check_report(demo: Demo) -> None:
     assert picture.stat().st_size > 20_000
 
     text = demo.text()
-    assert "4 of 4 results agree" in text
+    assert "6 of 6 results agree" in text
     assert "north/linear_trend" in text
     assert "Open Government Licence" in text
     # Three sites, each with two worker processes of its own.

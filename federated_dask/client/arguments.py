@@ -79,7 +79,6 @@ class Encoded:
 
     keywords: dict[str, Argument] = field(default_factory=dict)
     buffers: list[Buffer] = field(default_factory=list)
-    delegations: dict[str, str] = field(default_factory=dict)
     kept: list[HeldValue] = field(default_factory=list)
     """Results that must stay held until the call has ended."""
 
@@ -237,7 +236,6 @@ async def encode_arguments(
             encoded.kept += held
             references = tuple(_reference(each, function.site) for each in held)
             encoded.keywords[name] = HeldArgument(content=content, held=references)
-        encoded.delegations = await _delegations(client, function.site, encoded.kept)
     return encoded
 
 
@@ -250,7 +248,8 @@ async def _ready(
             return value
         return _plain(function, parameter, await _with_results(value))
     if isinstance(value, FederatedFuture):
-        settled = await asyncio.wrap_future(value._future)
+        # A call that is cancelled does not cancel what it was given.
+        settled = await asyncio.shield(asyncio.wrap_future(value._future))
         value = settled.lazy() if isinstance(settled, ReturnedObject) else settled
         value = check_argument(function, parameter, value)
     if isinstance(value, NamedDataset):
@@ -334,7 +333,7 @@ def _reference(value: HeldValue, site: str) -> Held:
     return Held(source.lease, source.output, None if source.site == site else source.site)
 
 
-async def _delegations(client: Computes, site: str, held: Sequence[HeldValue]) -> dict[str, str]:
+async def delegations_for(client: Computes, site: str, held: Sequence[HeldValue]) -> dict[str, str]:
     elsewhere = [each.source for each in held if each.source.site != site]
     connections = {each.site: client.connection_of(each.site) for each in elsewhere}
     results = [(each.site, each.lease, each.output) for each in elsewhere]

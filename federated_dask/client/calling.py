@@ -18,14 +18,15 @@ import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import msgspec
 import xarray as xr
 from dask.base import collections_to_expr
 from dask.core import flatten
 
 from federated_dask.client import loop
-from federated_dask.client.arguments import check_argument, encode_arguments
+from federated_dask.client.arguments import check_argument, delegations_for, encode_arguments
 from federated_dask.client.catalogue import Datasets
 from federated_dask.client.code_calls import encode_code, pickled_callable, refusals_explained
 from federated_dask.client.connection import SiteConnection
@@ -47,6 +48,9 @@ from federated_dask.protocol.frames import Frame
 from federated_dask.protocol.messages import Failure
 
 __all__ = ["FunctionCaller"]
+
+Calling: TypeAlias = AsyncGenerator[tuple[AnyCallEvent, Frame], None]
+"""The events of a call that is made when the first is asked for."""
 
 CALLS_AT_ONCE = 32
 """Calls that one client has running at one site; others wait for their turn here."""
@@ -169,9 +173,13 @@ class FunctionCaller:
 
             async def call(progress: CallProgress, settled: concurrent.futures.Future[Any]) -> None:
                 submission, encoded = await encode_code(self, site, arguments, keywords, label)
-                running = connection.run_code(submission, [*encoded.buffers, pickled])
+
+                def begin(delegations: dict[str, str]) -> Calling:
+                    complete = msgspec.structs.replace(submission, delegations=delegations)
+                    return connection.run_code(complete, [*encoded.buffers, pickled])
+
                 with refusals_explained(label, site):
-                    await self._followed(connection, running, progress, settled)
+                    await self._followed(connection, begin, encoded.kept, progress, settled)
 
         progress = CallProgress()
         return FederatedFuture(again(progress), label=label, progress=progress, again=again)
@@ -264,35 +272,42 @@ class FunctionCaller:
             version=version or description.version,
             keywords=encoded.keywords,
             label=function.name[:200],
-            delegations=encoded.delegations,
         )
         connection = self.connection_of(function.site)
-        calling = connection.call(submission, encoded.buffers, idempotent=description.idempotent)
-        await self._followed(connection, calling, progress, settled)
+
+        def begin(delegations: dict[str, str]) -> Calling:
+            complete = msgspec.structs.replace(submission, delegations=delegations)
+            return connection.call(complete, encoded.buffers, idempotent=description.idempotent)
+
+        await self._followed(connection, begin, encoded.kept, progress, settled)
 
     async def _followed(
         self,
         connection: SiteConnection,
-        calling: AsyncGenerator[tuple[AnyCallEvent, Frame], None],
+        begin: Callable[[dict[str, str]], Calling],
+        kept: Sequence[HeldValue],
         progress: CallProgress,
         settled: concurrent.futures.Future[Any],
     ) -> None:
         """Make a call when it is its turn, and follow its events."""
         turn = self._turns.setdefault(connection.name, asyncio.Semaphore(CALLS_AT_ONCE))
-        async with turn, contextlib.aclosing(calling) as events:
-            async for event, frame in events:
-                match event:
-                    case ProgressEvent():
-                        progress.fraction = event.fraction
-                        progress.message = clean_text(event.message, 200)
-                    case Failure():
-                        raise task_error(event)
-                    case Returned():
-                        # At once; what comes after is only the end of the reply.
-                        with contextlib.suppress(concurrent.futures.InvalidStateError):
-                            settled.set_result(
-                                ReturnedObject(connection, event, list(frame.buffers))
-                            )
+        async with turn:
+            # They last for minutes only, which a turn may be longer in coming.
+            delegations = await delegations_for(self, connection.name, kept)
+            async with contextlib.aclosing(begin(delegations)) as events:
+                async for event, frame in events:
+                    match event:
+                        case ProgressEvent():
+                            progress.fraction = event.fraction
+                            progress.message = clean_text(event.message, 200)
+                        case Failure():
+                            raise task_error(event)
+                        case Returned():
+                            # At once; what comes after is only the end of the reply.
+                            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                                settled.set_result(
+                                    ReturnedObject(connection, event, list(frame.buffers))
+                                )
         if not settled.done():
             raise connection_lost(connection.name)
 
@@ -339,13 +354,10 @@ async def _gathered(futures: Any, errors: str) -> Any:
     found: list[FederatedFuture[Any]] = []
     _collect(futures, found.append)
     unique = list(dict.fromkeys(found))
-    replies = await asyncio.gather(*(future._result() for future in unique), return_exceptions=True)
-    results = dict(zip(unique, replies, strict=True))
-    if errors == "raise":
-        for reply in replies:
-            if isinstance(reply, BaseException):
-                raise reply
-    return _filled(futures, results)
+    skipping = errors == "skip" and not isinstance(futures, FederatedFuture)
+    waiting = (future._result() for future in unique)
+    replies = await asyncio.gather(*waiting, return_exceptions=skipping)
+    return _filled(futures, dict(zip(unique, replies, strict=True)))
 
 
 def _collect(nested: Any, take: Callable[[FederatedFuture[Any]], object]) -> None:

@@ -118,7 +118,6 @@ async def encode_code(
         arguments=tuple(encoded.keywords[str(number)] for number in range(len(arguments))),
         keywords={name: encoded.keywords[name] for name in keywords},
         label=label[:200] if label.isprintable() else "",
-        delegations=encoded.delegations,
     )
     return submission, encoded
 

@@ -230,7 +230,8 @@ class _Run:
     def checked(self, site: str, position: int, event: Result, received: list[bytearray]) -> Any:
         """Decode a result; refuse what the plan knows to be wrong."""
         task = self.plan.graph.tasks[position]
-        limit = announced_limit(self.plan.sizes[position])
+        # What it took before may have been compressed.
+        limit = announced_limit(max(self.plan.sizes[position], self.plan.estimates[position]))
         value = decode_result(event.value, received, self.plan.table, site, limit)
         if is_stated_exactly(task, self.plan.graph):
             check_result(value, task, site)

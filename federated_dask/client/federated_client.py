@@ -161,12 +161,15 @@ class FederatedClient(FunctionCaller, Terms):
             await self._close()
             raise
         found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
-        self._facts.clear()
-        self._facts.update(
-            (name, facts_of(site.description, site.operations))
+        facts = {
+            name: facts_of(site.description, site.operations)
             for name, (site, _) in found.items()
             if site.description is not None
-        )
+        }
+        # Another thread may be planning: no site is ever missing that is there.
+        self._facts.update(facts)
+        for name in self._facts.keys() - facts.keys():
+            del self._facts[name]
         self._datasets = Datasets(
             {
                 f"{name}/{summary.name}": summary

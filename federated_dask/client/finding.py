@@ -148,7 +148,9 @@ class SiteFinder:
     async def _make_connection(
         self, name: str, address: str, token: str | LoginToken | None
     ) -> SiteConnection:
-        login = await self._login_at(address) if self._verify is True else None
+        # A token that was given has nothing to do with an earlier login.
+        looking = self._verify is True and not isinstance(token, str)
+        login = await self._login_at(address) if looking else None
         # Who logged in with a CA file trusts it for this site.
         verify = self._verify if login is None or login.trust is None else login.trust
         made = SiteConnection(name, address, token, verify, self._timeout, project=self._project)

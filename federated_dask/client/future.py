@@ -207,7 +207,8 @@ class FederatedFuture(Generic[T]):
         self._future.add_done_callback(start)
 
     async def _result(self) -> T:
-        settled = await asyncio.wrap_future(self._future)
+        # Others may wait for it too: who gives up waiting does not cancel it.
+        settled = await asyncio.shield(asyncio.wrap_future(self._future))
         if isinstance(settled, ReturnedObject):
             if settled.is_here:
                 return settled.value  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ imported without it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -118,19 +119,28 @@ class LoginToken:
                 return self._login.access_token
             if time.monotonic() < self._pause_ends:
                 return None
-            with locked(self.address):
-                # Another process may have been faster.
-                stored = load_login(self.address)
-                if stored is not None and stored.access_token != used:
-                    self._login = stored
-                    return stored.access_token
-                renewed = _refreshed(self._login)
-                if renewed is None:
-                    self._pause_ends = time.monotonic() + PAUSE_SECONDS
-                    return None
-                self._login = renewed
+            try:
+                return self._renew_stored(used)
+            except OSError:
+                # Nothing can be written here: the token that there is lasts as long as it does.
+                self._pause_ends = time.monotonic() + PAUSE_SECONDS
+                return None
+
+    def _renew_stored(self, used: str) -> str | None:
+        with locked(self.address):
+            # Another process may have been faster.
+            stored = load_login(self.address)
+            if stored is not None and stored.access_token != used:
+                self._login = stored
+                return stored.access_token
+            renewed = _refreshed(self._login)
+            if renewed is None:
+                self._pause_ends = time.monotonic() + PAUSE_SECONDS
+                return None
+            self._login = renewed
+            with contextlib.suppress(ConfigurationError):
                 save_login(renewed)
-            return renewed.access_token
+        return renewed.access_token
 
 
 def stored_token(address: str) -> LoginToken | None:

@@ -11,6 +11,7 @@ import threading
 from typing import Any, Protocol
 
 import dask
+import dask.threaded
 
 from federated_dask.client import current
 
@@ -38,7 +39,14 @@ class _Scheduler:
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         if (cluster := _own_cluster()) is not None:
             return cluster.get(dsk, keys, **kwargs)
+        if not _is_entered(self._client):
+            # Another Client that ended later has put this one back into the configuration.
+            return dask.threaded.get(dsk, keys, **kwargs)
         return self._client.get(dsk, keys, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Dask hands its configuration to the processes of workers, which have no such scheduler.
+        return (_no_scheduler, ())
 
     def persist(
         self,
@@ -52,6 +60,15 @@ class _Scheduler:
         if (cluster := _own_cluster()) is not None:
             return list(cluster.persist(list(collections), optimize_graph=optimize_graph))
         return self._client.persist_waiting(list(collections), optimize_graph, timeout, **kwargs)
+
+
+def _no_scheduler() -> None:
+    """Give what stands for a client's scheduler in other processes."""
+
+
+def _is_entered(client: Computes) -> bool:
+    with _lock:
+        return any(entry.client is client and not entry.over for entry in _entered)
 
 
 def _own_cluster() -> Any:
@@ -74,8 +91,9 @@ class _Entered:
         self.previous = previous
         self.over = False
         # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
+        self.scheduler = _Scheduler(client)
         self.config = dask.config.set(
-            {"scheduler": _Scheduler(client), "array.rechunk.method": "tasks"}
+            {"scheduler": self.scheduler, "array.rechunk.method": "tasks"}
         )
 
     def undo(self) -> None:
@@ -93,7 +111,8 @@ _entered: list[_Entered] = []
 def enter(client: Computes) -> None:
     """Make a client Dask's scheduler, unless it is already."""
     with _lock:
-        if not _entered or _entered[-1].client is not client:
+        is_scheduler = _entered and dask.config.get("scheduler", None) is _entered[-1].scheduler
+        if not is_scheduler or _entered[-1].client is not client:
             _entered.append(_Entered(client, current.get_current()))
             current.set_current(client)
 

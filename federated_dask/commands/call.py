@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ __all__ = ["call"]
 
 OWN = {"at", "token-file", "ca", "json", "out", "help"}
 HELP = {"-h", "--help"}
+
+NEGATIVE = re.compile(r"-\.?\d")
 
 
 @click.command(
@@ -108,7 +111,12 @@ def _parsed(function: Function, arguments: list[str]) -> dict[str, Any]:
         function.name,
         params=_parameters(function),
         help=_help(function),
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            # A negative number looks like an option that is not known.
+            "ignore_unknown_options": any(NEGATIVE.match(each) for each in arguments),
+        },
     )
     context = command.make_context(f"federated-dask call {function.name}", arguments)
     typed = {name: value for name, value in context.params.items() if value not in (None, ())}

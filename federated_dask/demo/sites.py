@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ __all__ = ["Federation", "Server", "running_sites"]
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
+PORTS = range(15_000, 32_000)
 MODULE = ("-m", "federated_dask")
 
 
@@ -102,11 +104,17 @@ def running_sites(
 
 
 def _free_ports(count: int) -> list[int]:
+    # Not of those that the system hands out by itself: on a busy machine one of them would be
+    # somebody else's before the site listens there.
+    candidates = random.sample(PORTS, len(PORTS))
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        ports: list[int] = []
+        while len(ports) < count:
+            found = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                found.bind(("127.0.0.1", candidates.pop() if candidates else 0))
+                ports.append(int(found.getsockname()[1]))
+        return ports
 
 
 def _configure(

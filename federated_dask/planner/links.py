@@ -88,6 +88,6 @@ class LinkCosts:
     def _speeds(self) -> dict[tuple[str, str], float]:
         return {
             pair: min(FAST, nbytes / seconds)
-            for pair, (nbytes, seconds) in self._crossed.items()
+            for pair, (nbytes, seconds) in list(self._crossed.items())
             if nbytes >= SMALLEST_MEASURED and seconds > 0
         }

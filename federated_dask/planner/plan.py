@@ -246,6 +246,8 @@ def make_plan(
     graph = split_reductions(lower(expression, keys, table), facts, table)
     estimates = estimate_sizes(graph)
     sizes = list(estimates) if learnt is None else learnt.applied(graph, estimates)
+    if learnt is not None:
+        _count_released_whole(graph, sizes, estimates)
     hold = hold or at is not None
     placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at, links=links)
     if at is not None:
@@ -267,6 +269,16 @@ def make_plan(
     _assign(plan)
     _check_egress(plan)
     return plan
+
+
+def _count_released_whole(graph: PlanGraph, sizes: list[int], estimates: list[int]) -> None:
+    """Take what derives from data with a budget for no smaller than estimated.
+
+    What was learnt is what crossed; sites count what is released before it shrinks on the wire.
+    """
+    for position, datasets in enumerate(derivations(graph)):
+        if any(each.egress_limit is not None for each in datasets):
+            sizes[position] = max(sizes[position], estimates[position])
 
 
 def _placeholder(job: Job) -> str:

@@ -246,3 +246,26 @@ def eventually(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_cancelling_a_call_leaves_what_it_was_given(
+    fed: FederatedClient, federation: LocalFederation
+) -> None:
+    given = fed.submit("north/slowly", 300.0)
+    dependent = fed.submit(lambda text: text, given)
+    eventually(lambda: given.progress.message == "still busy")
+    dependent.cancel()
+    assert dependent.cancelled()
+    assert given.status == "pending"
+    given.cancel()
+
+
+def test_the_first_error_does_not_wait_for_the_rest(fed: FederatedClient) -> None:
+    slow = fed.submit("north/slowly", 300.0)
+    wrong = fed.submit(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fed.gather([slow, wrong])
+    with pytest.raises(ZeroDivisionError):
+        fed.gather(wrong, errors="skip")
+    assert slow.status == "pending"
+    slow.cancel()

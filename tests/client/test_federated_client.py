@@ -377,6 +377,13 @@ class TestPersisting:
         assert "north" in repr(held[0])
         assert_same(fed.compute(persisted.wind.max(), sync=True), plain.wind.max())
 
+    def test_a_result_that_repeats_itself_comes_again(self, fed: FederatedClient) -> None:
+        # Compressed it is small, which is what the client learns of it.
+        row = fed.open_dataset("north/wide", chunks={}).x.isel(time=0, y=0).expand_dims(t=100_000)
+        persisted = row.persist()
+        for _ in range(2):
+            assert persisted.compute().shape == row.shape
+
     def test_where_sites_meet(self, fed: FederatedClient) -> None:
         x, y = (fed.open_dataset(f"{s}/made", chunks={}).wind for s in ("north", "south"))
         mixed, own = dask.persist(x.mean("time").data + y.mean("time").data, da.ones(3, chunks=1))

@@ -1,5 +1,6 @@
 """Graphs that are no plain array expressions over site data: computed all the same, or refused."""
 
+import pickle
 from collections.abc import Iterator
 
 import dask
@@ -74,8 +75,8 @@ def test_rechunking_while_another_client_is_active(fed: FederatedClient, x: da.A
             n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
         ) as cluster,
         Client(cluster),
-        fed.as_current(),
     ):
+        fed.as_current()
         # With a Client at hand Dask would make P2P layers, which are bound to its scheduler.
         rechunked = x.rechunk({0: -1, 1: 5})
         np.testing.assert_allclose(rechunked.sum(axis=0).compute(), VALUES.sum(axis=0))
@@ -92,3 +93,20 @@ def test_pieces_persisted_on_another_client(fed: FederatedClient, x: da.Array) -
         with pytest.raises(ConfigurationError, match="persisted on another Dask Client") as error:
             (x + mine).sum().compute()
         assert "client.compute(part).result()" in str(error.value)
+
+
+def test_the_scheduler_stays_out_of_other_processes(fed: FederatedClient) -> None:
+    fed.as_current()
+    # Dask hands its configuration to the processes of a cluster that is started meanwhile.
+    assert pickle.loads(pickle.dumps(dask.config.get("scheduler"))) is None
+
+
+def test_a_client_that_was_closed_computes_no_more(x: da.Array) -> None:
+    with LocalFederation({"north": {}}) as federation:
+        other = FederatedClient(federation)
+        other.as_current()
+        scheduler = dask.config.get("scheduler")
+        other.close()
+    assert dask.config.get("scheduler") is not scheduler
+    with dask.config.set(scheduler=scheduler):
+        assert delayed(sum)([1, 2]).compute() == 3

@@ -150,6 +150,9 @@ class TestCall:
             "deep": False,
         }
 
+    def test_a_negative_number_is_no_option(self, shell: Shell) -> None:
+        assert "'count' must be at least 1, not -3" in shell.all("call", "north/many", "-3")[2]
+
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [

@@ -153,7 +153,7 @@ def zeros(count: int, lazily: bool = False) -> np.ndarray | da.Array:
     return da.zeros(count) if lazily else np.zeros(count)
 
 
-@publish(seconds=0.5)
+@publish(seconds=3)
 def spin(path: str) -> None:
     """Never end by itself; swallow what can be swallowed."""
     _spin(path)
