@@ -491,6 +491,14 @@ def _first(name: str, error: ValidationError) -> ArgumentError:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
+    # Before numpy looks, which makes texts as wide as the longest of them.
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, str | bytes):
+            raise ArgumentError(name, "must be numbers")
     try:
         array = np.asarray(value)
     except ValueError:

@@ -44,6 +44,10 @@ ArrayForm: TypeAlias = Literal["lists", "base64", "omitted"]
 RAW_KINDS = "biufcmM"
 """Kinds of dtypes whose bytes say all."""
 INFINITIES = {math.inf: "Infinity", -math.inf: "-Infinity"}
+MOST_BYTES = 64 * 2**20
+"""Of arrays that are made of the lists of one argument. As many numbers as a body may have
+take less; texts become as wide as the longest of them."""
+MOST_AXES = 64
 DATAARRAY_KEYS = {"dims", "attrs", "coords", "name", "dtype", "shape", "data", "base64", "part"}
 DATASET_KEYS = {"data_vars", "coords", "attrs", "dims"}
 
@@ -221,6 +225,7 @@ class _Argument:
     def __init__(self, name: str, parts: Mapping[str, Buffer]) -> None:
         self.name = name
         self.parts = parts
+        self.nbytes = 0
 
     def refuse(self, what: str) -> RequestRefused:
         return RequestRefused(
@@ -283,6 +288,8 @@ class _Argument:
     def reshaped(self, array: np.ndarray, shape: Any) -> np.ndarray:
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise self.refuse("needs a shape of whole numbers")
+        if len(shape) > MOST_AXES:
+            raise self.refuse("has a shape with too many axes")
         if math.prod(shape) != array.size:
             raise self.refuse(f"has {array.size} elements, which do not make its shape")
         try:
@@ -290,7 +297,32 @@ class _Argument:
         except ValueError:
             raise self.refuse("has a shape with too many axes") from None
 
+    def bound(self, data: Any, dtype: np.dtype | None) -> None:
+        """Refuse lists that would become too large an array; numpy does not ask before."""
+        count = longest = 0
+        stack = [data]
+        while stack:
+            item = stack.pop()
+            if isinstance(item, list):
+                stack.extend(item)
+                continue
+            count += 1
+            if isinstance(item, str):
+                # Beside texts, numbers become texts.
+                longest = max(longest, len(item), 32)
+        # A dtype of texts without a length takes that of the longest, too.
+        width = max(16, (dtype.itemsize if dtype is not None else 0) or 4 * longest)
+        self.nbytes += count * width
+        if self.nbytes > MOST_BYTES:
+            raise RequestRefused(
+                f"Argument {self.name[:128]!r} would take {self.nbytes} bytes as arrays; lists "
+                f"may make {MOST_BYTES}.",
+                reason=Reason.LIMIT_EXCEEDED,
+                hint="Send arrays as raw parts; shorten the longest text, to which all are padded.",
+            )
+
     def lists(self, data: Any, dtype: np.dtype | None) -> np.ndarray:
+        self.bound(data, dtype)
         try:
             if dtype is not None and dtype.kind == "c":
                 pairs = np.array(data, dtype="<f8")

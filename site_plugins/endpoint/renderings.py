@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,24 @@ def _netcdf(obj: Any) -> Buffer:
     return written if isinstance(written, bytes) else bytes(written)
 
 
+def _require_small_table(content: Any) -> None:
+    """Refuse what would be too long a table: one of all combinations of its dimensions."""
+    arrays = list(content.coords.values())
+    arrays += content.data_vars.values() if kind_of(content) == "dataset" else [content]
+    rows = math.prod(content.sizes.values())
+    # Texts are objects in a DataFrame; dimensions are columns, too.
+    width = 8 * len(content.sizes) + sum(
+        max(8 if array.dtype.kind in RAW_KINDS else 64, array.dtype.itemsize) for array in arrays
+    )
+    if rows * width > CAPS[ARROW]:
+        raise RequestRefused(
+            f"The result makes a table of {rows} rows and {rows * width} bytes; as {ARROW} this "
+            f"site sends {CAPS[ARROW]}.",
+            reason=Reason.LIMIT_EXCEEDED,
+            hint="Ask for one variable, for another media type, or read it as Zarr.",
+        )
+
+
 def _arrow(obj: Any) -> Buffer:
     import pyarrow as pa
 
@@ -238,6 +257,7 @@ def _arrow(obj: Any) -> Buffer:
             content = content.rename(content.name or "result")
         if not content.dims:
             content = content.expand_dims("row")
+        _require_small_table(content)
         frame = content.to_dataframe().reset_index()
     try:
         table = pa.Table.from_pandas(frame)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.limits import Limits
-from site_plugins.endpoint.streams import ByteBudget
+from site_plugins.endpoint.streams import EXPANSION, SMALL_BODY, ByteBudget
 
 __all__ = ["ARGUMENTS", "receive_arguments"]
 
@@ -66,15 +66,20 @@ async def receive_arguments(
                     body = bytearray()
                     async for data in _bounded(request, limits.header_bytes):
                         body += data
-                    await stack.enter_async_context(budget.taken(len(body)))
-                    received: tuple[dict[str, Any], dict[str, Buffer]] = _parsed(bytes(body)), {}
+                    size = len(body) + _expanded(len(body), limits)
+                    await stack.enter_async_context(budget.taken(size))
+                    arguments = await _parsed(bytes(body), limits)
+                    received: tuple[dict[str, Any], dict[str, Buffer]] = arguments, {}
                 else:
                     # Until there is room for them, large parts are in files.
                     form = await _form(request, limits)
                     stack.push_async_callback(form.close)
                     size = sum(_size(item) for _, item in form.multi_items())
+                    json = sum(_size(item) for item in form.getlist(ARGUMENTS))
+                    _require(json, limits.header_bytes)
+                    size += _expanded(json, limits)
                     await stack.enter_async_context(budget.taken(size))
-                    received = await _parts(form)
+                    received = await _parts(form, limits)
         except TimeoutError:
             raise RequestRefused(
                 f"The body was not taken in within {seconds:g} seconds.",
@@ -90,13 +95,22 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     size = 0
     async for data in request.stream():
         size += len(data)
-        if size > most:
-            raise RequestRefused(
-                f"The body is longer than {most} bytes.",
-                reason=Reason.LIMIT_EXCEEDED,
-                hint="Send large arrays as raw parts of multipart/form-data, or by reference.",
-            )
+        _require(size, most)
         yield data
+
+
+def _require(size: int, most: int) -> None:
+    if size > most:
+        raise RequestRefused(
+            f"The body is longer than {most} bytes.",
+            reason=Reason.LIMIT_EXCEEDED,
+            hint="Send large arrays as raw parts of multipart/form-data, or by reference.",
+        )
+
+
+def _expanded(size: int, limits: Limits) -> int:
+    """Bytes that JSON may take once it is decoded."""
+    return EXPANSION * min(size, limits.parts)
 
 
 async def _form(request: Request, limits: Limits) -> FormData:
@@ -120,7 +134,7 @@ def _size(item: UploadFile | str) -> int:
     return (item.size or 0) if isinstance(item, UploadFile) else len(item)
 
 
-async def _parts(form: FormData) -> tuple[dict[str, Any], dict[str, Buffer]]:
+async def _parts(form: FormData, limits: Limits) -> tuple[dict[str, Any], dict[str, Buffer]]:
     arguments: bytes | None = None
     parts: dict[str, Buffer] = {}
     for name, item in form.multi_items():
@@ -136,10 +150,24 @@ async def _parts(form: FormData) -> tuple[dict[str, Any], dict[str, Buffer]]:
             f"There is no part {ARGUMENTS!r} with the arguments as JSON.",
             reason=Reason.MALFORMED,
         )
-    return _parsed(arguments), parts
+    return await _parsed(arguments, limits), parts
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+async def _parsed(body: bytes, limits: Limits) -> dict[str, Any]:
+    if len(body) <= SMALL_BODY:
+        return _decoded(body, limits)
+    return await asyncio.to_thread(_decoded, body, limits)
+
+
+def _decoded(body: bytes, limits: Limits) -> dict[str, Any]:
+    # Those in texts are counted, too, of which there are few in what is honest.
+    count = sum(map(body.count, (b",", b"[", b"{", b":")))
+    if count > limits.parts:
+        raise RequestRefused(
+            f"The arguments have {count} items; at most {limits.parts} are taken in as JSON.",
+            reason=Reason.LIMIT_EXCEEDED,
+            hint="Send large arrays as raw parts of multipart/form-data, or by reference.",
+        )
     try:
         found: Any = msgspec.json.decode(body or b"{}")
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:

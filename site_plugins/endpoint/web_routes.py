@@ -124,6 +124,8 @@ async def call(
     is_async = "respond-async" in prefer.lower()
     media_type = JSON if is_async else choose(accept)
     function = await runner.function(name, principal)
+    # Before the body is taken in, of which only what is admitted need be.
+    runner.policy.require(principal, "call", f"function:{name}")
     book.require_room(principal)
     async with receive_arguments(
         request, runner.settings.limits, state.body_seconds, state.budget

@@ -20,6 +20,7 @@ GRANTS = [
     {"to": "user:ada", "may": ["compute"], "on": ["dataset:a1b"]},
     {"to": "user:bo", "may": ["describe"], "on": ["dataset:a1b"]},
     {"to": "group:climate", "may": ["compute"], "on": ["dataset:soil-*"]},
+    {"to": "user:fay", "may": ["describe"], "on": ["function:add"]},
     {"to": "user:root", "may": ["admin"], "on": ["*"]},
 ]
 
@@ -27,7 +28,9 @@ GRANTS = [
 @pytest.fixture(scope="module")
 def granted() -> Iterator[LocalFederation]:
     stored = {"a1b": {"path": dataset()}, "soil-1": {"path": dataset()}, "hidden": dataset()}
-    with LocalFederation({"north": {"datasets": stored, "grants": GRANTS}}) as running:
+    functions = {"modules": ["tests.site_plugins.published"]}
+    section = {"datasets": stored, "functions": functions, "grants": GRANTS}
+    with LocalFederation({"north": section}) as running:
         yield running
 
 
@@ -217,3 +220,14 @@ async def test_a_running_job_is_cancelled_when_its_grant_is_revoked(
     assert isinstance(last, Failure)
     assert last.reason == "not_permitted"
     await asyncio.to_thread(dee.wait_until_idle)
+
+
+async def test_who_may_not_call_sends_no_arguments(granted: LocalFederation) -> None:
+    fay = caller(granted, "fay")
+    # Were it looked at, it would be malformed.
+    options = {"data": b"{", "headers": {"Content-Type": "application/json"}}
+    status, failure = await fay.refused("POST", "/functions/add", **options)
+    assert (status, failure.reason) == (403, "not_permitted")
+    told = [await fay.refused("POST", f"/functions/{name}", **options) for name in ("mean", "xyz")]
+    assert [status for status, _ in told] == [404, 404]
+    assert told[0][1].message.replace("mean", "xyz") == told[1][1].message
