@@ -359,7 +359,11 @@ class JobRunner:
         names = frozenset().union(*(each.label for each in held))
         release = await self.access.release(principal, names)
         groups, projects = self.access.policy.relevant(principal)
-        sizes = await self.gateway.sizes([each.key for each in held])
+        # Of data with a budget the size tells too much.
+        sizes = [self.settings.limits.buffer_bytes]
+        if not release.accounts:
+            found = await self.gateway.sizes([each.key for each in held])
+            sizes = [2 * size for size in found.values()]
         self.access.audit.write(
             "delegated",
             principal,
@@ -378,7 +382,7 @@ class JobRunner:
             lease=lease,
             outputs=request.outputs,
             # What frames a value, and kinds of values that are larger on the wire.
-            limit=2 * max(sizes.values(), default=0) + 2**20,
+            limit=max(sizes, default=0) + 2**20,
         )
 
     async def fetch_delegated(
@@ -413,6 +417,8 @@ class JobRunner:
     async def _single(self, job: Job, position: int = 0) -> Pieces:
         run = Run(self.gateway, self.table, self.settings, job)
         try:
+            # Refused or not, it tells something: it is paid for, and takes the place of a job.
+            await job.release.reserve({})
             async with asyncio.timeout(self.settings.read_seconds):
                 async for _, pieces in run.results(position):
                     return pieces
@@ -428,8 +434,10 @@ class JobRunner:
             raise JobFailed(error.failure) from None
         finally:
             run.release()
-            await job.release.close()
-            await self._closed(job)
+            try:
+                job.release.compute_seconds = (await self._closed(job))[0]
+            finally:
+                await job.release.close()
 
     async def events(self, job: Job) -> AsyncGenerator[Pieces, None]:
         """Run a job; give its events as frames.

@@ -128,7 +128,7 @@ class Release:
         """
         self.quotas.enter(self._owner, tasks=self.tasks)
         self._entered = True
-        if self.accounts:
+        if self.accounts and not self.again:
             sizes = {name: planned.get(name, 0) for name in self.accounts}
             await self._take({name: size + OUTCOME_BYTES for name, size in sizes.items()})
             self._aside.update(sizes)
@@ -143,11 +143,6 @@ class Release:
         """
         datasets = sorted(datasets)
         self.require(datasets)
-        self.quotas.require_result(self.bytes + size)
-        if not self.quotas.is_ahead(self._owner, size):
-            await asyncio.to_thread(self.quotas.spend, self._owner, size)
-        else:
-            self.quotas.spend(self._owner, size)
         limited = [] if self.again else self.limited(datasets)
         missing = {name: max(0, size - self._aside[name]) for name in limited}
         # Set aside or taken now: until this has happened nothing leaves.
@@ -155,6 +150,12 @@ class Release:
             await self._take(missing)
         for name in limited:
             self._aside[name] -= size - missing[name]
+        # Only now: what these refuse tells the size, which is paid for by then.
+        self.quotas.require_result(self.bytes + size)
+        if not self.quotas.is_ahead(self._owner, size):
+            await asyncio.to_thread(self.quotas.spend, self._owner, size)
+        else:
+            self.quotas.spend(self._owner, size)
         self.released.update(dict.fromkeys(datasets, size))
         self.bytes += size
         if limited:
@@ -166,12 +167,11 @@ class Release:
         try:
             await asyncio.to_thread(self.ledger.take, self.accounts, sizes)
         except Exhausted as error:
-            # Over and above the whole budget it is no use to wait, or to ask for less now.
-            is_hopeless = sizes[error.dataset] > self.accounts[error.dataset].total
+            # Sizes may depend on values: what was refused is not told, nor by how much.
             raise NotPermitted(
-                f"The results would be {sizes[error.dataset]:,} bytes derived from "
-                f"{error.dataset!r}; {error.left:,} of the budget are left.",
-                reason=Reason.EXPORT_NOT_ALLOWED if is_hopeless else Reason.BUDGET_EXHAUSTED,
+                f"The results would be more than the {error.left:,} bytes that are left of the "
+                f"budget of {error.dataset!r}.",
+                reason=Reason.BUDGET_EXHAUSTED,
                 site=self.policy.site,
                 hint="Reduce more before the data leaves: average over more of it. "
                 f'fed.budget("{self.policy.site}/{error.dataset}") shows the budget.',

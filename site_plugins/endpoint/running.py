@@ -238,8 +238,11 @@ class Run:
         for key in keys:
             size = sizes[key]
             if size > self.limits.buffer_bytes:
+                # The size of what derives from data with a budget is not told for nothing.
+                label = self.job.built.labels[self.job.built.keys.index(key)]
+                much = "more" if self.job.release.limited(label) else f"{size} bytes"
                 raise RequestRefused(
-                    f"A result has {size} bytes; this site releases {self.limits.buffer_bytes} "
+                    f"A result has {much}; this site releases {self.limits.buffer_bytes} bytes "
                     "in one piece.",
                     reason=Reason.LIMIT_EXCEEDED,
                     site=self.gateway.site,

@@ -65,7 +65,7 @@ async def test_reads_refusals_and_failures(federation: LocalFederation, north: C
         ("refused", "malformed"),
         ("refused", "unknown_dataset"),
         ("job_admitted", None),
-        ("job_ended", "export_not_allowed"),
+        ("job_ended", "budget_exhausted"),
     ]
     assert lines[3]["route"] == "GET /datasets/{name}"
     assert lines[3]["dataset"] == "absent"

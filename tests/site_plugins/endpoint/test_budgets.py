@@ -194,6 +194,21 @@ async def test_a_job_that_only_fails_is_paid_for(site: LocalFederation) -> None:
     await asking.read("DELETE", f"/leases/{last.lease}")
 
 
+async def test_what_is_refused_is_paid_for_and_tells_no_size(site: LocalFederation) -> None:
+    asking = caller(site)
+    graph = graphs.chunk_sums(await asking.version("all"), "all")
+    _, last = await asking.run(graph, Output(task=0, release=False, hold=True))
+    assert isinstance(last, Finished)
+    before = await used(asking)
+    for count in (1, 2):
+        status, failure = await asking.refused("GET", f"/leases/{last.lease}/0")
+        assert (status, failure.reason) == (403, "budget_exhausted")
+        # It is a chunk of 2400 bytes, and what frames it.
+        assert "2,4" not in failure.message
+        assert await used(asking) == before + count * OUTCOME_BYTES
+    await asking.read("DELETE", f"/leases/{last.lease}")
+
+
 def test_the_user_sees_the_budget(site: LocalFederation) -> None:
     with client(site) as fed:
         budget = fed.budget("north/all")

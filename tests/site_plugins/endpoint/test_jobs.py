@@ -372,7 +372,7 @@ async def test_a_limit_of_egress_is_kept(north: Caller) -> None:
     assert len(results) == 2
     results, last = await north.run(graph, 0)
     assert isinstance(last, Failure)
-    assert last.reason == "export_not_allowed"
+    assert last.reason == "budget_exhausted"
     assert results == {}
 
 
@@ -401,13 +401,13 @@ async def test_held_results_keep_their_label(north: Caller) -> None:
     results, last = await north.run(graph, Output(task=0, release=False, hold=True))
     assert isinstance(last, Finished)
     status, failure = await north.refused("GET", f"/leases/{last.lease}/0")
-    assert (status, failure.reason) == (403, "export_not_allowed")
+    assert (status, failure.reason) == (403, "budget_exhausted")
     use = Graph(
         held=(Held(str(last.lease), 0),), templates=(template(Reference()),), blocks=(block(0, 0),)
     )
     results, again = await north.run(use, 0)
     assert isinstance(again, Failure)
-    assert again.reason == "export_not_allowed"
+    assert again.reason == "budget_exhausted"
     assert results == {}
     await north.read("DELETE", f"/leases/{last.lease}")
 

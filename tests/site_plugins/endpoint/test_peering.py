@@ -624,11 +624,11 @@ async def test_derived_data_is_refused_by_its_source(
     status, failure = await nobody.refused(
         "GET", f"/delegated/{lease}/0", headers=credentials(federation, delegation)
     )
-    assert (status, failure.reason) == (403, "export_not_allowed")
+    assert (status, failure.reason) == (403, "budget_exhausted")
     _, failure = await run(
         south, use(Held(lease, 0, "north")), {delegation_key(lease, 0): delegation}
     )
-    assert (failure.reason, failure.site) == ("export_not_allowed", "north")
+    assert (failure.reason, failure.site) == ("budget_exhausted", "north")
     await north.read("DELETE", f"/leases/{lease}")
 
 

