@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Budget, Egress
@@ -172,8 +172,19 @@ class Access:
             for name in sorted(names)
         }
 
-    async def release(self, principal: Principal, names: Iterable[str]) -> Release:
+    async def release(
+        self, principal: Principal, names: Iterable[str], read: Collection[str] = ()
+    ) -> Release:
         """Begin to let out what derives from datasets; those of peers have a ``/`` in their name.
+
+        Parameters
+        ----------
+        principal : Principal
+            For whom.
+        names : iterable of str
+            Datasets from which it derives.
+        read : collection of str, optional
+            Datasets that only a function reads: of their budget nothing is taken.
 
         Raises
         ------
@@ -181,13 +192,13 @@ class Access:
             If one may not leave at all.
         """
         egress, accounts = {}, {}
-        for name in sorted(names):
+        for name in sorted({*names, *read}):
             if "/" in name:
                 continue
             # A held result may derive from a dataset withdrawn since: unknown means refuse.
             dataset = await self.gateway.dataset(name)
             egress[name] = Egress(tier=dataset.egress)
-            account = await self.account(principal, dataset)
+            account = None if name in read else await self.account(principal, dataset)
             if account is not None:
                 accounts[name] = account
         release = Release(

@@ -106,6 +106,8 @@ class Call:
     """Held results among the arguments, wanted until the call has ended."""
     derived: frozenset[str]
     """Datasets from which the result derives."""
+    quiet: frozenset[str]
+    """Those and all others that messages could quote."""
     release: Release
     pulls: Sequence[Pull] = ()
     told: bool = False
@@ -237,7 +239,7 @@ class CallRunner:
             }
         except ArgumentError as error:
             raise JobFailed(refused_argument(error, function.name, self.gateway.site)) from None
-        release = await self.jobs.access.release(principal, passing.derived)
+        release = await self.jobs.access.release(principal, passing.derived, passing.closed)
         call = release.job = f"call-{secrets.token_hex(8)}"
         self.jobs.access.audit.write(
             "code_admitted" if isinstance(function.origin, CodeOrigin) else "call_admitted",
@@ -276,6 +278,7 @@ class CallRunner:
             sent=() if is_small else buffers,
             held=passing.keys,
             derived=frozenset(passing.derived),
+            quiet=frozenset(passing.derived | passing.closed),
             release=release,
             pulls=passing.pulls,
         )
@@ -481,30 +484,42 @@ class CallRunner:
 
     async def _meanwhile(self, call: Call) -> AsyncIterator[AnyCallEvent | Outcome]:
         """Give what happens until the outcome, which comes last; and signs of life."""
-        last_look = time.monotonic()
+        last_look = last_beat = time.monotonic()
+        step = min(self.settings.heartbeat_seconds, self.settings.progress_seconds)
         while True:
-            try:
-                async with asyncio.timeout(self.settings.heartbeat_seconds):
+            event: AnyCallEvent | Outcome | None = None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(step):
                     event = await call.inbox.get()
-            except TimeoutError:
-                event = Heartbeat()
             now = time.monotonic()
-            if now - last_look > self.settings.progress_seconds:
+            if now - last_look >= self.settings.progress_seconds:
                 last_look = now
-                call.release.require()
-                self.policy.require(call.principal, *call.permission)
-            yield event
+                self._require(call)
+            if event is None and now - last_beat >= self.settings.heartbeat_seconds:
+                event = Heartbeat()
+            if event is not None:
+                last_beat = now
+                yield event
+
+    def _require(self, call: Call) -> None:
+        """Raise `NotPermitted` where the grants of a running call were revoked."""
+        call.release.require()
+        self.policy.require(call.principal, *call.permission)
 
     async def _returned(self, call: Call, outcome: Outcome) -> tuple[Returned, Sequence[Buffer]]:
         site = self.gateway.site
+        call.release.compute_seconds = outcome.seconds
         if outcome.refused is not None:
             raise JobFailed(refused_argument(outcome.refused, call.function.name, site))
         if outcome.error is not None:
+            if outcome.error.reason is Reason.LIMIT_EXCEEDED and call.release.withheld(call.quiet):
+                # The size of a result may depend on values.
+                outcome.error.message = "The call used up one of the function's limits."
             raise outcome.error
         # Neither a result nor what an exception says leaves after the grant is gone.
-        self.policy.require(call.principal, *call.permission)
+        self._require(call)
         if outcome.raised is not None:
-            withheld = call.release.withheld(call.derived)
+            withheld = call.release.withheld(call.quiet)
             if withheld and call.is_code:
                 # A class can be given any name.
                 outcome.raised = dataclasses.replace(outcome.raised, exception="builtins.Exception")
@@ -517,7 +532,6 @@ class CallRunner:
                     withheld=withheld,
                 )
             )
-        call.release.compute_seconds = outcome.seconds
         size = sum(map(len, outcome.buffers)) + len(outcome.content)
         await call.release.charge(call.derived, size)
         content = msgspec.msgpack.decode(outcome.content, type=Object)
@@ -563,7 +577,7 @@ class CallRunner:
         if told.get("overdue"):
             call.inbox.put_nowait(Outcome(error=overdue(call.task.name, call.task.seconds)))
             return
-        withheld = call.release.withheld(call.derived)
+        withheld = call.release.withheld(call.quiet)
         if withheld and call.is_code:
             # A fraction has fifty bits.
             return

@@ -97,6 +97,8 @@ class Passing:
         """Datasets that the arguments derive from."""
         self.read: set[str] = set()
         """Datasets that are opened for the function."""
+        self.closed: set[str] = set()
+        """Those of them from which nothing but what the function gives may leave."""
         self.keys: list[Key] = []
         self.pulls: list[Pull] = []
 
@@ -190,8 +192,10 @@ class Passing:
                 )
             [variable] = names
         self.read.add(stored.name)
-        if stored.egress != "functions-only":
+        if stored.egress == "functions-only":
             # What such a function gives of such a dataset is what its owner lets everybody have.
+            self.closed.add(stored.name)
+        else:
             self.derived.add(stored.name)
         return StoredData(stored, description.version, variable)
 

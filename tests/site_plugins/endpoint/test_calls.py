@@ -16,8 +16,10 @@ from federated_dask.protocol.call_messages import (
     HeldArgument,
 )
 from federated_dask.protocol.graph import Held
-from federated_dask.protocol.messages import Accepted
+from federated_dask.protocol.messages import Accepted, Failure
 from site_plugins import LocalFederation
+from site_plugins.policy import Policy
+from site_plugins.tokens import Principal
 from tests.site_plugins.calls import (
     assembled,
     call,
@@ -41,6 +43,11 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFedera
                 "a1b": stored(),
                 "two": stored().assign(wind=stored().air * 2),
                 "secret": {"path": stored(), "egress": "derived", "share": 0.3},
+                "closed": {
+                    "path": stored(),
+                    "egress": "functions-only",
+                    "functions": ["fail_inside", "watch"],
+                },
             },
             "functions": {"modules": ["tests.site_plugins.published"]},
             "grants": [
@@ -286,8 +293,30 @@ async def test_a_result_over_the_limit(north: Caller, lazily: bool) -> None:
     assert len(await result(north, call("zeros", 100, lazily))) == 100
 
 
-async def test_the_message_of_an_exception_stays_where_data_stays(north: Caller) -> None:
-    failure = await failed(north, call("fail_inside", dataset("secret", "air")))
+async def test_a_grant_that_is_revoked_ends_a_call(
+    north: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = tmp_path / "go-on"
+    allows = Policy.allows
+
+    def without(self: Policy, principal: Principal, action: str, resource: str) -> bool:
+        return resource != "dataset:closed" and allows(self, principal, action, resource)
+
+    found = []
+    async for event, _ in events(north, call("watch", dataset("closed", "air"), str(go_on))):
+        found.append(event)
+        if isinstance(event, CallProgress):
+            monkeypatch.setattr(Policy, "allows", without)
+    go_on.touch()
+    [progress] = [event for event in found if isinstance(event, CallProgress)]
+    assert (progress.fraction, progress.message) == (0.5, "")
+    assert isinstance(found[-1], Failure)
+    assert found[-1].reason == "not_permitted"
+
+
+@pytest.mark.parametrize("name", ["secret", "closed"])
+async def test_the_message_of_an_exception_stays_where_data_stays(north: Caller, name: str) -> None:
+    failure = await failed(north, call("fail_inside", dataset(name, "air")))
     assert failure.reason == "function_failed"
     assert "block" not in failure.message
     assert failure.traceback is None
