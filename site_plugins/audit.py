@@ -40,6 +40,8 @@ AUDIT_LOG = "audit.jsonl"
 """Name of the log in the state folder; that of the file with its last hash ends in .head."""
 
 FIRST = "0" * 64
+MISSING = "lines_missing"
+"""Event of a line that follows lines which were cut off."""
 LONGEST_TEXT = 512
 LONGEST_LIST = 200
 PIECE = 2**16
@@ -188,6 +190,8 @@ class Audit:
         if torn:
             # Written by a process that died meanwhile: it was never answered for.
             os.ftruncate(self._file, self._end)
+        self._compare()
+        if torn:
             self._append(
                 {
                     "event": "torn_line_removed",
@@ -195,6 +199,16 @@ class Audit:
                     "sha256": hashlib.sha256(torn).hexdigest(),
                 }
             )
+
+    def _compare(self) -> None:
+        """Write down where lines are missing that were written: the chain would heal over it."""
+        told = os.pread(self._head, 128, 0).split()
+        if len(told) != 2 or not told[0].isdigit():
+            return
+        expected, hash_ = int(told[0]), told[1].decode("ascii", "replace")
+        number, last = self._last
+        if expected > number or (expected == number and hash_ != last):
+            self._append({"event": MISSING, "expected": expected, "last": hash_})
 
     def _sync_soon(self) -> None:
         with self._lock:
@@ -287,7 +301,8 @@ def verify(path: Path, head: str | None = None) -> Iterator[Problem]:
                 problem, hash_ = _checked(line, number + 1, previous)
                 if problem is not None:
                     yield Problem(position, problem)
-                    return
+                    if not hash_:
+                        return
                 number, previous = number + 1, hash_
                 seen = seen or hash_ == head
     try:
@@ -319,4 +334,6 @@ def _checked(line: bytes, number: int, previous: str) -> tuple[str | None, str]:
         return "is no JSON", ""
     if entry.get("prev") != previous or entry.get("seq") != number:
         return "does not follow the line before: lines were dropped, moved or added", ""
+    if entry.get("event") == MISSING:
+        return f"lines up to {entry.get('expected')} were missing when it was written", hash_
     return None, hash_

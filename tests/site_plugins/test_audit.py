@@ -74,6 +74,21 @@ def test_what_was_done_to_it_is_found(log: Path, change, expected: str) -> None:
     assert problems(log)[0].startswith(expected)
 
 
+@pytest.mark.parametrize("cut", [1, 400, 100_000])
+def test_an_end_that_was_cut_off_does_not_heal(log: Path, cut: int) -> None:
+    # A whole line, more than one, all of them.
+    text = log.read_bytes()
+    cut = len(text.splitlines(keepends=True)[-1]) if cut == 1 else cut
+    log.write_bytes(text[: max(0, len(text) - cut)])
+    audit = Audit(log)
+    for _ in range(10):
+        audit.write("job_refused", ADA, reason="not_permitted")
+    audit.close()
+    [problem] = problems(log)
+    assert problem.endswith("lines up to 5 were missing when it was written")
+    assert [each["event"] for each in entries(log)].count("lines_missing") == 1
+
+
 def test_one_that_was_made_up_anew_lacks_the_hash_that_was_kept(log: Path) -> None:
     kept = Audit(log).head()[1]
     assert problems(log, kept) == []
