@@ -210,8 +210,8 @@ async def _scheduler(section: ClusterSection, stack: AsyncExitStack) -> tuple[st
         dashboard_address=section.dashboard_address,
         # Left to themselves, these listen at the machine's public address.
         worker_dashboard_address="127.0.0.1:0",
-        # Levels of logs are for the process to set; see `serve` and `LocalFederation`.
-        silence_logs=False,
+        # Several clusters in one process are kept quiet together; see `LocalFederation`.
+        silence_logs=logging.WARNING if section.processes else False,
         scheduler_kwargs={"dashboard_address": section.dashboard_address or "127.0.0.1:0"},
         security=security,
         resources=dict(section.resources) or None,
