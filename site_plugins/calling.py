@@ -331,7 +331,10 @@ def _outcome(task: CallTask, signature: Signature, values: dict[str, Any], plugi
         )
     except TypeError as error:
         raise TypeError(f"the result cannot be sent: {error}") from None
-    size = sum(array.nbytes for array in arrays) + sum(memoryview(b).nbytes for b in buffers)
+    content = msgspec.msgpack.encode(described)
+    # Plain data is all in the content.
+    size = len(content) + sum(array.nbytes for array in arrays)
+    size += sum(memoryview(buffer).nbytes for buffer in buffers)
     if size > task.result_bytes:
         return Outcome(
             error=RequestRefused(
@@ -342,7 +345,7 @@ def _outcome(task: CallTask, signature: Signature, values: dict[str, Any], plugi
             )
         )
     return Outcome(
-        content=msgspec.msgpack.encode(described),
+        content=content,
         buffers=[bytes(buffer) for buffer in buffers],
         parts=_kept(task, arrays, plugin) if arrays else (),
     )

@@ -61,6 +61,7 @@ from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.passing import Passing
 from site_plugins.endpoint.release import Release
 from site_plugins.endpoint.running import Job, Pull, Run
+from site_plugins.endpoint.streams import SMALL_BODY
 from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.fair_share import OWNER_ANNOTATION
 from site_plugins.functions import CodeOrigin, PublishedFunction, signature_of
@@ -86,6 +87,7 @@ MEMORY_SECONDS = 3.0
 """How long such an event may come later than the loss of the worker."""
 SMALL_BUFFERS = 64 * 1024
 """Bytes of sent data up to which they are a part of the task."""
+CONTENT = msgspec.msgpack.Decoder(Object)
 MOST_LOSSES = 1_000
 
 
@@ -534,7 +536,10 @@ class CallRunner:
             )
         size = sum(map(len, outcome.buffers)) + len(outcome.content)
         await call.release.charge(call.derived, size)
-        content = msgspec.msgpack.decode(outcome.content, type=Object)
+        if len(outcome.content) <= SMALL_BODY:
+            content = CONTENT.decode(outcome.content)
+        else:
+            content = await asyncio.to_thread(CONTENT.decode, outcome.content)
         accounts = call.release.accounts
         derived = tuple(
             (name, accounts[name].total if name in accounts else None)

@@ -220,12 +220,25 @@ class Peering:
     def derives(self, peer: str, delegation: str) -> dict[str, str]:
         """Tell from which of its datasets that are not open a peer lets values be fetched.
 
-        Empty where the delegation is not the peer's: the peer will refuse it.
+        Raises
+        ------
+        RequestRefused
+            If the delegation cannot be one.
+        NotFound
+            If it is not the peer's, or has ended; the peer might see it otherwise, and
+            hand over values of which nobody here knows where they are from.
         """
+        if not COMPACT.fullmatch(delegation):
+            raise RequestRefused("A delegation cannot be one.", reason=Reason.MALFORMED)
         verifier = self._verifier(peer)
-        if verifier is None:
-            return {}
-        claims = verifier.verify(DELEGATION, delegation, DELEGATION_SECONDS) or {}
+        claims = verifier and verifier.verify(DELEGATION, delegation, DELEGATION_SECONDS)
+        if not claims or claims.get("iss") != peer or claims.get("aud") != peer:
+            raise NotFound(
+                f"The delegation of {peer[:128]!r} does not hold, or not any more.",
+                reason=Reason.UNKNOWN_RESULT,
+                site=self._site,
+                hint="Ask that site for a new one, or send the value along instead.",
+            )
         derives = claims.get("derives")
         if not isinstance(derives, dict):
             return {}

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from federated_dask.errors import FederatedError, NotFound, NotPermitted, Reason, RequestRefused
@@ -80,6 +81,8 @@ class WebCall:
         self.message = ""
         self.returned: Returned | None = None
         self.buffers: list[bytearray] = []
+        self.content_bytes = 0
+        """Of what `returned` is as msgpack: plain data is all of it."""
         self.failure: Failure | None = None
         self.task: asyncio.Task[None] | None = None
         self.store: ZarrStore | None = None
@@ -309,6 +312,7 @@ class CallBook:
                             begun.change()
                         case Returned():
                             returned = event
+                            begun.content_bytes = await asyncio.to_thread(_content_bytes, event)
                             begun.buffers = [bytearray(buffer) for buffer in buffers]
                         case Failure():
                             failure = event
@@ -333,7 +337,7 @@ class CallBook:
         """Forget the oldest calls of a principal that has too many, or too large ones."""
         size = 0
         for position, call in enumerate(self.of(principal)):
-            size += call.nbytes
+            size += call.nbytes + call.content_bytes
             # The newest stays, however large.
             if position and (position >= MOST_KEPT or size > BYTES_KEPT) and not call.is_running:
                 self._drop(call)
@@ -357,6 +361,10 @@ class CallBook:
             yield kind, call.status
             kind = "progress" if await call.news(beat) else "heartbeat"
         yield "end", call.status
+
+
+def _content_bytes(returned: Returned) -> int:
+    return len(msgspec.msgpack.encode(returned.content))
 
 
 def _cancelled(site: str) -> Failure:

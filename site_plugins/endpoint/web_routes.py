@@ -190,7 +190,8 @@ async def _result(
     limits = request.app.state.runner.settings.limits
     summary = begun.status.result
     # One that is larger than all that there is has it for itself.
-    size = min(summary.size if summary else 0, limits.header_bytes + limits.buffer_bytes)
+    size = begun.content_bytes + (summary.size if summary else 0)
+    size = min(size, limits.header_bytes + limits.buffer_bytes)
     async with request.app.state.budget.taken(size):
         obj = await _book(request).result(begun, principal)
         return await rendered(

@@ -1,5 +1,7 @@
 """Calling published functions, over a real endpoint and a real cluster."""
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from federated_dask.errors import Reason
 from federated_dask.protocol.call_messages import (
     CallProgress,
     FunctionDescription,
@@ -17,8 +20,11 @@ from federated_dask.protocol.call_messages import (
 )
 from federated_dask.protocol.graph import Held
 from federated_dask.protocol.messages import Accepted, Failure
-from site_plugins import LocalFederation
+from site_plugins import LocalFederation, calling
+from site_plugins.calling import CallTask
+from site_plugins.functions import ModuleOrigin
 from site_plugins.policy import Policy
+from site_plugins.signatures import Signature
 from site_plugins.tokens import Principal
 from tests.site_plugins.calls import (
     assembled,
@@ -289,8 +295,31 @@ async def test_what_a_task_of_a_lazy_result_raises_is_told(north: Caller) -> Non
 async def test_a_result_over_the_limit(north: Caller, lazily: bool) -> None:
     failure = await failed(north, call("zeros", 1000, lazily))
     assert failure.reason == "limit_exceeded"
-    assert "8,000 bytes; at most 1,000" in failure.message
+    assert re.search(r"8,\d{3} bytes; at most 1,000", failure.message)
     assert len(await result(north, call("zeros", 100, lazily))) == 100
+
+
+@pytest.mark.parametrize("value", ["a" * 1000, list(range(1000)), {"a": {"b": "c" * 1000}}])
+def test_a_plain_result_over_the_limit(value: Any) -> None:
+    def give() -> Any:
+        return value
+
+    give.__annotations__["return"] = type(value)
+    task = CallTask(
+        call="call-0",
+        key="give",
+        name="give",
+        digest="",
+        origin=ModuleOrigin(__name__, "give"),
+        arguments={},
+        seconds=1.0,
+        result_bytes=1000,
+    )
+    error = calling._outcome(task, Signature(give), {}, None).error
+    assert error is not None
+    assert error.reason is Reason.LIMIT_EXCEEDED
+    task = dataclasses.replace(task, result_bytes=10_000)
+    assert len(calling._outcome(task, Signature(give), {}, None).content) > 1000
 
 
 async def test_a_grant_that_is_revoked_ends_a_call(

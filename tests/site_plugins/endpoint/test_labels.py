@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from federated_dask.errors import NotFound, RequestRefused
 from federated_dask.protocol.frames import FrameDecoder, encode_frame
 from federated_dask.protocol.graph import Graph, Held, Reference
 from federated_dask.protocol.messages import (
@@ -22,7 +23,7 @@ from federated_dask.protocol.messages import (
 )
 from site_plugins import LocalFederation
 from site_plugins.audit import AUDIT_LOG, entries
-from site_plugins.endpoint.peering import DELEGATION, Peering
+from site_plugins.endpoint.peering import DELEGATION, PEER, Peering
 from site_plugins.policy import Policy
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.statements import StatementSigner
@@ -145,11 +146,23 @@ def test_what_a_peer_says_of_its_values(
     sites: LocalFederation, told: Any, expected: dict[str, str]
 ) -> None:
     config = sites._configs["north"]
-    text = StatementSigner(config.tokens.private_key).sign(DELEGATION, {"derives": told}, 60)
+    claims = {"iss": "north", "aud": "north", "derives": told}
+    signer = StatementSigner(config.tokens.private_key)
+    text = signer.sign(DELEGATION, claims, 60)
     peering = Peering(sites._configs["south"])
     assert peering.derives("north", text) == expected
-    assert peering.derives("south", text) == {}
-    assert peering.derives("north", text[:-4] + "AAAA") == {}
+    for peer, wrong in (
+        ("south", text),
+        ("north", text[:-4] + "AAAA"),
+        ("north", signer.sign(DELEGATION, claims, -60)),
+        ("north", signer.sign(PEER, claims, 60)),
+        ("north", signer.sign(DELEGATION, claims | {"iss": "west"}, 60)),
+        ("north", signer.sign(DELEGATION, claims | {"aud": "south"}, 60)),
+    ):
+        with pytest.raises(NotFound, match="does not hold"):
+            peering.derives(peer, wrong)
+    with pytest.raises(RequestRefused, match="cannot be one"):
+        peering.derives("north", f"{text}\r\nHost: b")
 
 
 async def test_a_grant_that_is_revoked_between_delegating_and_fetching(

@@ -347,6 +347,13 @@ def speaker(federation: LocalFederation, site: str) -> StatementSigner:
     return StatementSigner(federation._configs[site].tokens.private_key)
 
 
+def delegated(federation: LocalFederation, lease: str = LEASE) -> dict[str, str]:
+    """What south takes for a delegation of north."""
+    claims = {"iss": "north", "aud": "north", "lease": lease, "outputs": [0]}
+    text = speaker(federation, "north").sign(module.DELEGATION, claims, 60)
+    return {delegation_key(lease, 0): text}
+
+
 def credentials(
     federation: LocalFederation, delegation: str, site: str = "south"
 ) -> dict[str, str]:
@@ -575,15 +582,13 @@ async def test_only_peers_are_asked(south: Caller, north: Caller, lease: str, pe
     ],
 )
 async def test_no_lease_is_a_path(
-    south: Caller, lease: str, monkeypatch: pytest.MonkeyPatch
+    federation: LocalFederation, south: Caller, lease: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def never(*arguments: Any) -> None:
         raise AssertionError("asked")
 
     monkeypatch.setattr(Peering, "_fetch", never)
-    value, failure = await run(
-        south, use(Held(lease, 0, "north")), {delegation_key(lease, 0): "a.b.c"}
-    )
+    value, failure = await run(south, use(Held(lease, 0, "north")), delegated(federation, lease))
     assert value is None
     assert (failure.reason, failure.site) == ("malformed", "south")
 
@@ -606,9 +611,29 @@ async def test_without_a_delegation(south: Caller, delegations: dict[str, str]) 
 async def test_a_delegation_that_the_source_refuses(
     south: Caller, north: Caller, lease: str
 ) -> None:
-    _, failure = await run(south, use(Held(lease, 0, "north")), {delegation_key(lease, 0): "a.b.c"})
-    assert (failure.reason, failure.site) == ("token_invalid", "north")
+    # It is for another output.
+    delegation = await ask(north, lease)
+    _, failure = await run(
+        south, use(Held(lease, 1, "north")), {delegation_key(lease, 1): delegation}
+    )
+    assert (failure.reason, failure.site) == ("operation_not_allowed", "north")
     assert "'north' refused" in failure.message
+
+
+async def test_a_delegation_that_does_not_hold_ends_before_the_pull(
+    south: Caller, north: Caller, lease: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*arguments: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(Peering, "_fetch", never)
+    delegation = await ask(north, lease)
+    for wrong in ("a.b.c", f"{delegation[:-8]}AAAAAAAA"):
+        value, failure = await run(
+            south, use(Held(lease, 0, "north")), {delegation_key(lease, 0): wrong}
+        )
+        assert value is None
+        assert (failure.reason, failure.site) == ("unknown_result", "south")
 
 
 # What may leave
@@ -808,9 +833,7 @@ async def test_a_peer_that_does_not_behave(
     monkeypatch.setattr(Peering, "pull", pull)
     started = time.monotonic()
     async with Fake(federation).serving(handler, monkeypatch):
-        value, failure = await run(
-            south, use(Held(LEASE, 0, "north")), {delegation_key(LEASE, 0): "a.b.c"}
-        )
+        value, failure = await run(south, use(Held(LEASE, 0, "north")), delegated(federation))
     assert value is None
     assert isinstance(failure, Failure)
     assert (failure.reason, failure.site) == (reason, "south")
@@ -833,9 +856,7 @@ async def test_a_peer_that_drips_for_ever(
 
     started = time.monotonic()
     async with Fake(federation).serving(slow, monkeypatch):
-        _, failure = await run(
-            south, use(Held(LEASE, 0, "north")), {delegation_key(LEASE, 0): "a.b.c"}
-        )
+        _, failure = await run(south, use(Held(LEASE, 0, "north")), delegated(federation))
     assert failure.reason == "unreachable"
     assert time.monotonic() - started < 60
 
@@ -846,9 +867,7 @@ async def test_what_a_peer_says_is_said_to_be_its_words(
     said = json.dumps({"event": "failure", "reason": "made_up", "message": "m" * 9000, "site": "x"})
     reply = f"HTTP/1.1 418 No\r\nContent-Length: {len(said)}\r\n\r\n{said}".encode()
     async with Fake(federation).serving(sends(reply), monkeypatch):
-        _, failure = await run(
-            south, use(Held(LEASE, 0, "north")), {delegation_key(LEASE, 0): "a.b.c"}
-        )
+        _, failure = await run(south, use(Held(LEASE, 0, "north")), delegated(federation))
     assert failure.site == "north"
     assert "'north' refused: mmm" in failure.message
     assert len(failure.message) < 2000
@@ -860,7 +879,7 @@ async def test_a_peer_that_is_not_there(
 ) -> None:
     async with Fake(federation).serving(sends(), monkeypatch):
         pass
-    _, failure = await run(south, use(Held(LEASE, 0, "north")), {delegation_key(LEASE, 0): "a.b.c"})
+    _, failure = await run(south, use(Held(LEASE, 0, "north")), delegated(federation))
     assert (failure.reason, failure.site) == ("unreachable", "south")
     assert "https://" not in failure.message
 

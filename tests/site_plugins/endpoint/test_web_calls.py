@@ -409,6 +409,18 @@ async def test_how_many_calls_are_kept_is_bounded(
     await north.refused("GET", f"/calls/{names[0]}")
 
 
+async def test_plain_results_count_among_the_bytes_that_are_kept(
+    north: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_calls, "BYTES_KEPT", 20)
+    names = []
+    for number in range(3):
+        name = await begun(north, "add", {"a": number})
+        await ended(north, name)
+        names.append(name)
+    assert [each["call"] for each in await north.json("/calls")] == names[-1:]
+
+
 async def test_a_call_is_forgotten_in_time(
     north: Caller, federation: LocalFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
