@@ -78,6 +78,8 @@ class Quotas:
         self._ahead: Counter[tuple[str, str]] = Counter()
         """Bytes that are written down as egress and have not left yet, by principal and day."""
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
+        """Jobs end in threads; never held while anything waits for the disk."""
         registry.create(TABLE)
 
     def enter(self, principal: str, *, tasks: int) -> None:
@@ -89,8 +91,9 @@ class Quotas:
             ``quota_exceeded``.
         """
         self.require(principal, tasks=tasks)
-        self._jobs[principal] += 1
-        self._tasks[principal] += tasks
+        with self._counting:
+            self._jobs[principal] += 1
+            self._tasks[principal] += tasks
 
     def require(self, principal: str, *, tasks: int) -> None:
         """Raise where a principal may not begin a job now."""
@@ -115,11 +118,12 @@ class Quotas:
 
     def leave(self, principal: str, *, tasks: int, cpu_seconds: float) -> None:
         """End a job, and write down what it took."""
-        self._jobs[principal] -= 1
-        self._tasks[principal] -= tasks
-        # Counters count what they never heard of as 0.
-        if not self._jobs[principal]:
-            del self._jobs[principal], self._tasks[principal]
+        with self._counting:
+            self._jobs[principal] -= 1
+            self._tasks[principal] -= tasks
+            # Counters count what they never heard of as 0.
+            if not self._jobs[principal]:
+                del self._jobs[principal], self._tasks[principal]
         day = self._day()
         with self._registry.transaction() as connection:
             connection.execute(

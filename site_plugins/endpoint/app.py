@@ -33,7 +33,7 @@ from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.refusals import Refusals
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import SCHEMA, components
-from site_plugins.endpoint.streams import ByteBudget, most_taken
+from site_plugins.endpoint.streams import ByteBudget, Outgoing, most_taken
 from site_plugins.endpoint.web_calls import CallBook
 from site_plugins.endpoint.web_data import router as web_data_router
 from site_plugins.endpoint.web_routes import router as web_router
@@ -173,6 +173,7 @@ def create_app(
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits
     app.state.budget = ByteBudget(most_taken(limits))
+    app.state.outgoing = Outgoing(2 * most_taken(limits))
     app.state.login_options = login_options(gateway.site, verifiers.sections)
     for each in (*ROUTERS, page_router):
         app.include_router(each)

@@ -114,7 +114,14 @@ class Call:
     pulls: Sequence[Pull] = ()
     told: bool = False
     """Whether its outcome came by an event."""
+    started: float | None = None
+    """When it was handed to the cluster."""
     inbox: asyncio.Queue[Any] = dataclasses.field(default_factory=asyncio.Queue)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the cluster has had it."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
 
     @property
     def owner(self) -> str:
@@ -310,17 +317,20 @@ class CallRunner:
         ended = told = False
         run = Run(self.gateway, self.jobs.table, self.settings, _job_of(call))
         future: Future[Any] | None = None
+        outcome: Outcome | None = None
         waiting: asyncio.Task[None] | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 last: CallEvent
                 try:
+                    # Who waits for a turn takes the place of a job, too.
+                    await call.release.reserve({})
                     async for beat in self._turn(call, stack):
                         yield beat, ()
-                    await call.release.reserve({})
                     await run.pull(self.jobs.peering)
                     self.policy.require(call.principal, *call.permission)
                     future = await self._submit(call, run)
+                    call.started = time.monotonic()
                     yield Accepted(job=call.name, tasks=1), ()
                     waiting = asyncio.create_task(self._wait(call, future))
                     async for event in self._meanwhile(call):
@@ -328,6 +338,7 @@ class CallRunner:
                             outcome = event
                             break
                         yield event, ()
+                    assert outcome is not None  # noqa: S101
                     returned, content = await self._returned(call, outcome)
                     if outcome.parts:
                         outputs = {
@@ -366,6 +377,9 @@ class CallRunner:
             if future is not None:
                 future.release()
             run.release()
+            if outcome is None:
+                # Nobody tells what it took: it is charged for as long as it was there.
+                call.release.compute_seconds = call.elapsed
             await call.release.close()
             if holding is not None and not told:
                 await self._let_go(call, lease, holding)
@@ -497,6 +511,8 @@ class CallRunner:
             if now - last_look >= self.settings.progress_seconds:
                 last_look = now
                 self._require(call)
+                call.release.compute_seconds = call.elapsed
+                call.release.require_quotas()
             if event is None and now - last_beat >= self.settings.heartbeat_seconds:
                 event = Heartbeat()
             if event is not None:

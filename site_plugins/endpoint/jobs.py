@@ -71,6 +71,7 @@ from site_plugins.endpoint.running import (
     without_collection,
 )
 from site_plugins.endpoint.tasks import BuiltGraph, build_graph
+from site_plugins.policy import unknown
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
@@ -181,6 +182,8 @@ class JobRunner:
         held, pulls = await self.operands_held(
             graph.held, submission.delegations, owner_of(principal)
         )
+        if not sources and not held:
+            await self._require_any(principal)
 
         def build() -> BuiltGraph:
             return build_graph(
@@ -211,6 +214,14 @@ class JobRunner:
             peers=sorted({pull.peer for pull in pulls}),
         )
         return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
+
+    async def _require_any(self, principal: Principal) -> None:
+        """Raise `NotPermitted` where a principal may compute with nothing of the site."""
+        # Where there are no datasets, what counts is a grant on whichever there will be.
+        names = list((await self.gateway.state()).datasets) or ["any"]
+        allows = self.access.policy.allows
+        if not any(allows(principal, "compute", f"dataset:{name}") for name in names):
+            raise unknown(f"site:{self.gateway.site}", self.gateway.site)
 
     async def task_bytes(self) -> int:
         """Bytes that the result of one operation may take."""
@@ -521,7 +532,7 @@ class JobRunner:
         finally:
             run.release()
             account = await self._closed(job)
-            job.release.compute_seconds = account[0]
+            job.release.compute_seconds = max(job.release.compute_seconds, account[0])
             last = await self._settled(job, last)
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])

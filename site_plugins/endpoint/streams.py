@@ -11,15 +11,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from federated_dask.errors import Reason, RequestRefused
+from federated_dask.errors import NotPermitted, Reason, RequestRefused
 from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, StoredFrame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
+from site_plugins.endpoint.authentication import owner_of
 
 __all__ = [
     "ByteBudget",
     "FrameResponse",
     "FrameStream",
+    "Outgoing",
     "most_taken",
     "receive_frame",
     "receive_small",
@@ -29,6 +31,8 @@ SMALL_BODY = 64 * 1024
 LARGE_HEADER = 256 * 1024
 EXPANSION = 32
 """Bytes that a byte of a header may become, more or less: texts of one letter are the worst."""
+SEND_SECONDS = 60.0
+"""How long a reader may take none of what is sent, until it is cut off."""
 PIECE = 256 * 1024
 """Measured: with larger pieces, other requests wait a hundred times as long meanwhile."""
 
@@ -44,9 +48,17 @@ def _cut(pieces: list[Buffer]) -> Iterator[Buffer]:
             yield view[start : start + PIECE]
 
 
+class _Stalled(Exception):
+    """Nobody reads what is sent."""
+
+
 async def _send_pieces(send: Send, pieces: list[Buffer]) -> None:
     for piece in _cut(pieces):
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except TimeoutError:
+            raise _Stalled from None
         await asyncio.sleep(0)
 
 
@@ -64,14 +76,21 @@ class FrameResponse(Response):
     def __init__(self, pieces: list[Buffer]) -> None:
         super().__init__()
         self.pieces = pieces
-        size = sum(memoryview(piece).nbytes for piece in pieces)
-        self.headers["content-length"] = str(size)
+        self.size = sum(memoryview(piece).nbytes for piece in pieces)
+        self.headers["content-length"] = str(self.size)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; called by the server."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await _send_pieces(send, self.pieces)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        async with contextlib.AsyncExitStack() as stack:
+            if self.size > SMALL_BODY:
+                principal = scope.get("state", {}).get("principal")
+                owner = "" if principal is None else owner_of(principal)
+                await stack.enter_async_context(scope["app"].state.outgoing.taken(owner, self.size))
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            # Left unfinished, the server closes the connection.
+            with contextlib.suppress(_Stalled):
+                await _send_pieces(send, self.pieces)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class FrameStream(Response):
@@ -107,9 +126,10 @@ class FrameStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for pieces in self.frames:
-            await _send_pieces(send, pieces)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with contextlib.suppress(_Stalled):
+            async for pieces in self.frames:
+                await _send_pieces(send, pieces)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -156,6 +176,7 @@ class ByteBudget:
     """
 
     def __init__(self, total: int) -> None:
+        self.total = total
         self.free = total
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -185,6 +206,51 @@ class ByteBudget:
                 self.free -= size
                 turn.set_result(None)
             self._waiting.popleft()
+
+
+class Outgoing:
+    """Memory that responses which are being sent may take, for each who asks.
+
+    Parameters
+    ----------
+    total : int
+        Bytes of one principal's responses: who reads slowly delays nobody else.
+    seconds : float, optional
+        How long a response waits for others of its principal.
+    """
+
+    def __init__(self, total: int, seconds: float = SEND_SECONDS) -> None:
+        self._total = total
+        self._seconds = seconds
+        self._budgets: dict[str, ByteBudget] = {}
+
+    @contextlib.asynccontextmanager
+    async def taken(self, owner: str, size: int) -> AsyncIterator[None]:
+        """Take bytes of a principal's share while a response is sent.
+
+        Raises
+        ------
+        NotPermitted
+            ``quota_exceeded``, if it did not read what was sent before.
+        """
+        budget = self._budgets.setdefault(owner, ByteBudget(self._total))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._forget, owner, budget)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    # One that is larger than all that there is has it for itself.
+                    await stack.enter_async_context(budget.taken(min(size, self._total)))
+            except TimeoutError:
+                raise NotPermitted(
+                    "Too much is on its way to you that you have not read yet.",
+                    reason=Reason.QUOTA_EXCEEDED,
+                    hint="Read the results before you ask for more, or ask for smaller ones.",
+                ) from None
+            yield
+
+    def _forget(self, owner: str, budget: ByteBudget) -> None:
+        if budget.free == self._total and self._budgets.get(owner) is budget:
+            del self._budgets[owner]
 
 
 def most_taken(limits: Limits) -> int:

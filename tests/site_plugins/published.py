@@ -147,7 +147,7 @@ def _raise(block: np.ndarray) -> np.ndarray:
     return block
 
 
-@publish
+@publish(concurrent_calls=1)
 def watch(data: xr.DataArray, path: str) -> float:
     """Tell of the data, and wait until there is a file."""
     report_progress(0.5, f"canary {data.name}")

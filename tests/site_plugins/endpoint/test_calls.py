@@ -1,5 +1,6 @@
 """Calling published functions, over a real endpoint and a real cluster."""
 
+import asyncio
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -341,6 +342,29 @@ async def test_a_grant_that_is_revoked_ends_a_call(
     assert (progress.fraction, progress.message) == (0.5, "")
     assert isinstance(found[-1], Failure)
     assert found[-1].reason == "not_permitted"
+
+
+async def test_calls_that_wait_or_are_cancelled_count(north: Caller, tmp_path: Path) -> None:
+    async def used(line: int) -> float:
+        found = (await north.json("/usage"))["lines"][line]
+        return float(found["used"])
+
+    seconds = await used(2)
+    body = call("watch", dataset("closed", "air"), str(tmp_path / "go-on"))
+    first, second = events(north, body), events(north, body)
+    while not isinstance((await anext(first))[0], CallProgress):
+        pass
+    waiting = asyncio.ensure_future(anext(second))
+    async with asyncio.timeout(60):
+        while await used(0) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await second.aclose()
+    await first.aclose()
+    async with asyncio.timeout(60):
+        while await used(0) or await used(2) <= seconds:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("name", ["secret", "closed"])

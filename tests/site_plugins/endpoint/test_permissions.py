@@ -106,6 +106,19 @@ async def test_the_size_of_the_site_is_told_to_those_who_may_describe_it(
     assert told["workers"] == 1
 
 
+@pytest.mark.parametrize(("subject", "may"), [("ada", True), ("bo", False), ("eve", False)])
+async def test_who_may_compute_with_nothing_computes_nothing(
+    granted: LocalFederation, subject: str, may: bool
+) -> None:
+    asking, body = caller(granted, subject), submission(graphs.slow_graph(4000, 1), 1)
+    if may:
+        found = [event async for event, _ in asking.events(body)]
+        assert isinstance(found[-1], Finished)
+        return
+    status, failure = await asking.refused("POST", "/jobs", data=body)
+    assert (status, failure.reason) == (403, "not_permitted")
+
+
 ROUTES = [
     ("GET", "/datasets/{}"),
     ("GET", "/datasets/{}/variables/air?version=1&index=[0,0,0]"),

@@ -1,17 +1,26 @@
 """Bodies as they are received: bounded in time, and in memory over all of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 
-from federated_dask.errors import RequestRefused
+from federated_dask.errors import NotPermitted, RequestRefused
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Progress
-from site_plugins.endpoint.streams import ByteBudget, receive_frame
+from site_plugins.endpoint import streams
+from site_plugins.endpoint.streams import (
+    ByteBudget,
+    FrameResponse,
+    FrameStream,
+    Outgoing,
+    receive_frame,
+)
+from site_plugins.tokens import Principal
 
 BODY = b"".join(bytes(p) for p in encode_frame(Progress(done=1, total=2), [bytes(2**20)]))
 
@@ -81,3 +90,61 @@ async def test_the_budget_is_handed_out_in_turn() -> None:
     await asyncio.gather(tasks["a"], tasks["c"], tasks["d"])
     assert got == ["a", "c", "d"]
     assert budget.free == 10
+
+
+async def never() -> Any:
+    await asyncio.Event().wait()
+
+
+async def test_who_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "SEND_SECONDS", 0.01)
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        if message["type"] == "http.response.body":
+            await never()
+
+    async def frames() -> AsyncGenerator[list[Any], None]:
+        try:
+            while True:
+                yield [bytes(10)]
+        finally:
+            sent.append("closed")
+
+    state = SimpleNamespace(outgoing=Outgoing(2**21))
+    scope = {"type": "http", "app": SimpleNamespace(state=state)}
+    async with asyncio.timeout(60):
+        await FrameResponse([bytes(2**20)])(scope, never, send)
+        await FrameStream(frames())(scope, never, send)
+    assert sent == ["http.response.start", "http.response.body"] * 2 + ["closed"]
+    assert state.outgoing._budgets == {}
+
+
+async def test_what_is_not_read_delays_what_comes_next_for_the_same() -> None:
+    outgoing = Outgoing(2**21, seconds=0.01)
+    state = SimpleNamespace(outgoing=outgoing)
+    begun = asyncio.Event()
+
+    async def hang(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            begun.set()
+            await never()
+
+    async def take(message: Any) -> None:
+        pass
+
+    def scope(subject: str) -> dict[str, Any]:
+        principal = Principal(issuer="urn:north", subject=subject, expires=0.0)
+        app = SimpleNamespace(state=state)
+        return {"type": "http", "app": app, "state": {"principal": principal}}
+
+    sending = asyncio.ensure_future(FrameResponse([bytes(2**21)])(scope("ada"), never, hang))
+    await begun.wait()
+    with pytest.raises(NotPermitted, match="not read"):
+        await FrameResponse([bytes(2**20)])(scope("ada"), never, take)
+    await FrameResponse([bytes(2**22)])(scope("bo"), never, take)
+    sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
+    await FrameResponse([bytes(2**20)])(scope("ada"), never, take)
+    assert outgoing._budgets == {}
