@@ -302,3 +302,10 @@ def test_check_shows_functions_as_callers_see_them(north: Path) -> None:
     assert "good(a: int = 3) -> float; version 1, at most 5 s" in shown.output
     assert "parameter 'a' has no annotation" in shown.output
     assert "'check_no_such_module' cannot be imported" in shown.output
+
+
+def test_what_check_says_where_there_are_no_datasets_can_be_written_so(north: Path) -> None:
+    shown = run(site, "check", north / "site.toml")
+    [section] = re.findall(r"\[+datasets\.<name>\]+", shown.output)
+    config = add(north, f'\n{section.replace("<name>", "soil")}\npath = "soil.zarr"\n')
+    assert list(load_config(config).datasets) == ["soil"]
