@@ -57,15 +57,15 @@ class Registry:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 # SQLite gives the files beside it the same permissions.
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._connection = sqlite3.connect(
-                ":memory:" if path is None else path,
-                timeout=WAIT_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
-            )
+            self._connection = _connected(":memory:" if path is None else path)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
+            # Who reads waits for no disk: the event loop does, while threads write.
+            self._reading, self._reading_lock = self._connection, self._lock
+            if path is not None:
+                self._reading, self._reading_lock = _connected(path), threading.RLock()
+                self._reading.execute("PRAGMA query_only = ON")
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(
                 f"The site's state {path} cannot be opened: {error}.",
@@ -95,17 +95,25 @@ class Registry:
             self._changes += 1
 
     def rows(self, query: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Answer a query; waits for nobody but transactions of this process."""
-        with self._lock:
-            return self._connection.execute(query, arguments).fetchall()
+        """Answer a query by what was written before; waits for no transaction."""
+        with self._reading_lock:
+            return self._reading.execute(query, arguments).fetchall()
 
     def version(self) -> tuple[int, int]:
         """Tell apart what the file holds now from what it held before; takes microseconds."""
-        with self._lock:
-            [(others,)] = self._connection.execute("PRAGMA data_version").fetchall()
+        with self._reading_lock:
+            [(others,)] = self._reading.execute("PRAGMA data_version").fetchall()
             return self._changes, int(others)
 
     def close(self) -> None:
         """Close the file."""
+        with self._reading_lock:
+            self._reading.close()
         with self._lock:
             self._connection.close()
+
+
+def _connected(path: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+    )

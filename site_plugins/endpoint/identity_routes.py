@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 import msgspec
@@ -72,7 +73,7 @@ async def join(request: Request) -> Response:
     if invitations is None:
         raise NotAuthenticated("This site invites nobody.", reason=Reason.TOKEN_INVALID)
     asked = await received(request, JoinRequest)
-    introduction = invitations.accept(asked)
+    introduction = await asyncio.to_thread(invitations.accept, asked)
     request.app.state.audit.write("peer_joined", None, peer=asked.name, address=asked.address)
     return Response(msgspec.json.encode(introduction), media_type="application/json")
 

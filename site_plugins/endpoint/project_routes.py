@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import msgspec
@@ -73,7 +74,7 @@ async def projects(request: Request, principal: Asker) -> Response:
 async def create(request: Request, principal: Asker) -> Response:
     """Make a project that you lead."""
     new = await received(request, NewProject)
-    project = _store(request).create(principal, new.name)
+    project = await asyncio.to_thread(_store(request).create, principal, new.name)
     _audit(request).write("project_created", principal, project=project.name)
     return _json(project)
 
@@ -100,7 +101,7 @@ async def invite(request: Request, principal: Asker, name: ProjectName) -> Respo
     """Make a code by which others join a project that you lead."""
     new = await received(request, NewInvitation)
     store = _store(request)
-    invited = store.invite(principal, name, new.uses, new.lifetime)
+    invited = await asyncio.to_thread(store.invite, principal, name, new.uses, new.lifetime)
     _audit(request).write("project_invited", principal, project=invited.project, uses=new.uses)
     return _json(invited)
 
@@ -118,7 +119,7 @@ async def join(request: Request, principal: Asker) -> Response:
     store = _store(request)
     name, _, host = code.project.partition("@")
     if host == store.site:
-        store.join(principal.issuer, principal.subject, name, code.code)
+        await asyncio.to_thread(store.join, principal.issuer, principal.subject, name, code.code)
     else:
         memberships: Memberships = request.app.state.memberships
         await memberships.join_at(principal, host, name, code.code)
@@ -135,7 +136,7 @@ async def join(request: Request, principal: Asker) -> Response:
 async def leave(request: Request, principal: Asker, name: ProjectName) -> Response:
     """Leave a project; with its last member it ends."""
     store = _store(request)
-    store.remove(principal, name, principal.issuer, principal.subject)
+    await asyncio.to_thread(store.remove, principal, name, principal.issuer, principal.subject)
     _audit(request).write("project_left", principal, project=f"{name}@{store.site}")
     return _json(Project(name=f"{name}@{store.site}"))
 
@@ -151,7 +152,7 @@ async def remove(request: Request, principal: Asker, name: ProjectName) -> Respo
     """Remove a member of a project that you lead; all sites know within a minute."""
     who = await received(request, MemberRef)
     store = _store(request)
-    store.remove(principal, name, who.issuer, who.subject)
+    await asyncio.to_thread(store.remove, principal, name, who.issuer, who.subject)
     _audit(request).write(
         "project_member_removed",
         principal,
@@ -182,4 +183,5 @@ async def memberships(
     found: Memberships = request.app.state.memberships
     scheme, _, statement = authorization.partition(" ")
     body = await receive_small(request, request.app.state.body_seconds)
-    return _json(found.answer(body, statement if scheme.lower() == "bearer" else ""))
+    statement = statement if scheme.lower() == "bearer" else ""
+    return _json(await asyncio.to_thread(found.answer, body, statement))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -86,7 +87,7 @@ async def accept(request: Request, principal: Asker, name: DatasetName) -> Respo
             reason=Reason.INVALID_ARGUMENT,
             hint="Ask for the licence again, and read it.",
         )
-    access.licences.accept(owner_of(principal), dataset)
+    await asyncio.to_thread(access.licences.accept, owner_of(principal), dataset)
     access.audit.write("license_accepted", principal, dataset=name, license=dataset.license)
     return Response(status_code=204)
 
