@@ -110,6 +110,10 @@ class Quotas:
         if (used := self._today(principal)[0]) >= limits.cpu_seconds_per_day:
             raise self._refusal("cpu_seconds_per_day", f"you used {used:,.0f} CPU seconds today")
 
+    def is_full(self, principal: str) -> bool:
+        """Say whether as many jobs of a principal are running as may."""
+        return self._jobs[principal] >= self.section.concurrent_jobs
+
     def require_seconds(self, principal: str, running: float) -> None:
         """Raise where a running job uses up the CPU seconds of the day."""
         used = self._today(principal)[0] + running

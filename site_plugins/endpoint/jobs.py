@@ -85,6 +85,8 @@ T = TypeVar("T")
 MOST_OUTFLOWS = 10_000
 """Leases of which the outputs that have left are known."""
 
+TURN_SECONDS = 0.02
+"""How often a read looks whether it may begin."""
 SMALL_MESSAGE = 2**14
 """Bytes of a submission up to which it is decoded and checked in the event loop."""
 SMALL_BUFFERS = 2**16
@@ -428,9 +430,12 @@ class JobRunner:
     async def _single(self, job: Job, position: int = 0) -> Pieces:
         run = Run(self.gateway, self.table, self.settings, job)
         try:
-            # Refused or not, it tells something: it is paid for, and takes the place of a job.
-            await job.release.reserve({})
             async with asyncio.timeout(self.settings.read_seconds):
+                # Many at once, as a scheduler at home asks for chunks, wait for one another.
+                while self.access.quotas.is_full(job.owner):  # noqa: ASYNC110
+                    await asyncio.sleep(TURN_SECONDS)
+                # Refused or not, it tells something: it is paid for, and takes a job's place.
+                await job.release.reserve({})
                 async for _, pieces in run.results(position):
                     return pieces
             raise self.gateway.lost()

@@ -151,6 +151,14 @@ async def test_one_job_too_many(site: LocalFederation) -> None:
     assert isinstance(last, Finished)
 
 
+async def test_reads_wait_for_one_another(site: LocalFederation) -> None:
+    ivy = caller(site, "ivy")
+    version, path = await ivy.version("a1b"), "/datasets/a1b/variables/air"
+    asked = [{"version": version, "index": f"[{number}, 0, 0]"} for number in range(12)]
+    found = await asyncio.gather(*(ivy.read("GET", path, params=params) for params in asked))
+    assert [body for status, body in found if status != 200] == []
+
+
 def quick_tasks(first: int, count: int) -> Graph:
     """Many tasks of a hundredth of a second or so, and one that takes all of them."""
     inverse = template(

@@ -55,7 +55,7 @@ async def test_what_is_not_accepted(north: Caller) -> None:
         (VALUES + "?index=[0]", 400, "malformed"),
         (VALUES + "?index=[999,0,0]", 400, "malformed"),
         (VALUES + "?arrays=other", 400, "malformed"),
-        ("/datasets/secret/variables/air/values", 403, "export_not_allowed"),
+        ("/datasets/secret/variables/air/values", 403, "budget_exhausted"),
         ("/datasets/broken/variables/air/values", 503, "dataset_unreadable"),
         ("/datasets/a1b/preview?variable=nothing", 404, "unknown_variable"),
         ("/datasets/a1b/preview?at=3", 400, "malformed"),
