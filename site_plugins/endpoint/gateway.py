@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_KEPT = 1024
+SIZE_TRIES = 100
+SIZE_PAUSE = 0.05
+"""Seconds between two questions for the sizes of results."""
 
 
 class Gateway:
@@ -227,8 +230,16 @@ class Gateway:
 
     async def sizes(self, keys: list[Key]) -> dict[Key, int]:
         """Bytes of results in the workers' memory."""
-        sizes: dict[Key, int] = await self._ask("nbytes", keys=keys, summary=False)
-        return sizes
+        sizes: dict[Key, int]
+        for _ in range(SIZE_TRIES):
+            try:
+                sizes = await self._ask("nbytes", keys=keys, summary=False)
+            except KeyError:
+                # Let go for an equal request that ended just now; for ours it is made anew.
+                await asyncio.sleep(SIZE_PAUSE)
+            else:
+                return sizes
+        raise self.lost()
 
     def claim(self, key: Key) -> Future[Any]:
         """Make a future of a result that the scheduler has, and want it until released."""
