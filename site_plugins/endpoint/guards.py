@@ -55,6 +55,11 @@ class Guard:
         self.limit = limit
         self.place = dtype_place(function)
 
+    @property
+    def __name__(self) -> str:
+        """Name of the function, which Dask looks at (that of `argmin`, for one)."""
+        return str(getattr(self.function, "__name__", self.name.rpartition(".")[2]))
+
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the operation, or refuse to."""
         meter = _meter()

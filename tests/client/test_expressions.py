@@ -336,3 +336,18 @@ class TestUnusualArrays:
         found = dask.compute(*(x[i % 20].mean() + i for i in range(100)))
         plain = local("north/made").wind
         np.testing.assert_allclose(found, [plain[i % 20].mean() + i for i in range(100)])
+
+
+@pytest.mark.parametrize("name", ["sum", "any", "max"])
+def test_a_reduction_where_all_is_masked(fed: FederatedClient, name: str) -> None:
+    counts = fed.open_dataset("north/made", chunks={})["count"].data
+    masked = da.ma.masked_greater_equal(counts, 0)
+    assert getattr(masked, name)().compute() is np.ma.masked
+
+
+@pytest.mark.parametrize("name", ["argmin", "argmax"])
+def test_positions_among_masked_values(fed: FederatedClient, name: str) -> None:
+    counts = fed.open_dataset("north/made", chunks={})["count"].data
+    plain = np.ma.masked_greater(local("north/made")["count"].values, 40)
+    found = getattr(da.ma.masked_greater(counts, 40), name)().compute()
+    assert plain.flat[int(found)] == getattr(plain, name.replace("arg", ""))()
