@@ -149,7 +149,7 @@ Address = Annotated[str, AfterValidator(_address)]
 IssuerAddress = Annotated[str, AfterValidator(_issuer)]
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
-DurationOrNone = Annotated[
+DurationOrZero = Annotated[
     float, BeforeValidator(lambda value: 0.0 if value == 0 else parse_duration(value))
 ]
 Count = Annotated[int, Field(gt=0)]
@@ -352,7 +352,7 @@ class LimitsSection(Section):
     lease_seconds: Duration = 3600.0
     longest_lease_seconds: Duration = DAY
     """End of a lease, however often it is renewed."""
-    cache_seconds: DurationOrNone = 0.0
+    cache_seconds: DurationOrZero = 0.0
     """How long results of finished jobs are kept for equal ones; 0 for not at all."""
     cache_bytes: Bytes | None = None
     """Bytes kept for one owner; by default a twentieth of the memory of all workers."""

@@ -44,7 +44,7 @@ from federated_dask.protocol.graph import Held
 from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.structures import take_apart
 
-__all__ = ["Encoded", "NamedDataset", "check_argument", "encode_arguments"]
+__all__ = ["Encoded", "NamedDataset", "check_argument", "delegations_for", "encode_arguments"]
 
 
 class Computes(Protocol):
@@ -248,8 +248,7 @@ async def _ready(
             return value
         return _plain(function, parameter, await _with_results(value))
     if isinstance(value, FederatedFuture):
-        # A call that is cancelled does not cancel what it was given.
-        settled = await asyncio.shield(asyncio.wrap_future(value._future))
+        settled = await value.settled()
         value = settled.lazy() if isinstance(settled, ReturnedObject) else settled
         value = check_argument(function, parameter, value)
     if isinstance(value, NamedDataset):
@@ -334,6 +333,7 @@ def _reference(value: HeldValue, site: str) -> Held:
 
 
 async def delegations_for(client: Computes, site: str, held: Sequence[HeldValue]) -> dict[str, str]:
+    """Have the sites that hold parts let another site fetch them; they allow it for minutes."""
     elsewhere = [each.source for each in held if each.source.site != site]
     connections = {each.site: client.connection_of(each.site) for each in elsewhere}
     results = [(each.site, each.lease, each.output) for each in elsewhere]

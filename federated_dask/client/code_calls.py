@@ -7,7 +7,6 @@ back is no pickle.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -151,7 +150,7 @@ class _NotSubmitted:
 async def _settled(value: Any) -> Any:
     if not isinstance(value, FederatedFuture):
         return value
-    settled = await asyncio.wrap_future(value._future)
+    settled = await value.settled()
     return settled.lazy() if isinstance(settled, ReturnedObject) else settled
 
 

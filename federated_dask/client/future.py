@@ -206,9 +206,15 @@ class FederatedFuture(Generic[T]):
 
         self._future.add_done_callback(start)
 
+    async def settled(self) -> Any:
+        """Wait for what it was settled with: a result, or what stands for one at its site.
+
+        Others may wait for it too: who gives up waiting does not cancel it.
+        """
+        return await asyncio.shield(asyncio.wrap_future(self._future))
+
     async def _result(self) -> T:
-        # Others may wait for it too: who gives up waiting does not cancel it.
-        settled = await asyncio.shield(asyncio.wrap_future(self._future))
+        settled = await self.settled()
         if isinstance(settled, ReturnedObject):
             if settled.is_here:
                 return settled.value  # type: ignore[no-any-return]

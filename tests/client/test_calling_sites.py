@@ -252,10 +252,13 @@ def test_cancelling_a_call_leaves_what_it_was_given(
     fed: FederatedClient, federation: LocalFederation
 ) -> None:
     given = fed.submit("north/slowly", 300.0)
-    dependent = fed.submit(lambda text: text, given)
+    at_home = fed.submit(lambda text: text, given)
+    # Waits for its argument before the site is asked whether it may run there.
+    at_a_site = fed.submit(len, given, site="north")
     eventually(lambda: given.progress.message == "still busy")
-    dependent.cancel()
-    assert dependent.cancelled()
+    for dependent in (at_home, at_a_site):
+        dependent.cancel()
+        assert dependent.cancelled()
     assert given.status == "pending"
     given.cancel()
 
