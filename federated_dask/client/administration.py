@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from federated_dask.client import loop
-from federated_dask.client.connection import SiteConnection
-from federated_dask.client.login import stored_token
-from federated_dask.client.sessions import check_address
+from federated_dask.client.login import connection_at
 from federated_dask.protocol.grant_messages import (
     Grant,
     GrantAnswer,
@@ -37,14 +34,7 @@ class RemoteGrants:
     def __init__(
         self, address: str, token: str | None = None, verify: bool | Path | None = None
     ) -> None:
-        address = check_address(address)
-        login = stored_token(address) if token is None else None
-        trust: bool | str | Path = True if verify is None else verify
-        if verify is None and login is not None and login.trust is not None:
-            trust = login.trust
-        self._site = SiteConnection(
-            urlsplit(address).netloc, address, login if token is None else token, trust
-        )
+        self._site = connection_at(address, token, verify)
 
     def grants(self) -> Grants:
         """List them."""

@@ -28,6 +28,7 @@ import msgspec
 from federated_dask.client import loop
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.login_store import StoredLogin, load_login, locked, save_login
+from federated_dask.client.sessions import check_address
 from federated_dask.errors import (
     ConfigurationError,
     NotAuthenticated,
@@ -40,7 +41,7 @@ from federated_dask.protocol.identity_messages import LoginIssuer, LoginOptions
 if TYPE_CHECKING:
     from authlib.integrations.requests_client import OAuth2Session
 
-__all__ = ["DeviceCode", "LoginToken", "log_in", "stored_token"]
+__all__ = ["DeviceCode", "LoginToken", "connection_at", "log_in", "stored_token"]
 
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 REQUEST_SECONDS = 20.0
@@ -141,6 +142,27 @@ class LoginToken:
             with contextlib.suppress(ConfigurationError):
                 save_login(renewed)
         return renewed.access_token
+
+
+def connection_at(address: str, token: str | None, verify: bool | Path | None) -> SiteConnection:
+    """Connect to the site at an address, as given or as one is logged in there.
+
+    Parameters
+    ----------
+    address : str
+        Endpoint of the site.
+    token : str or None
+        None for that of the login.
+    verify : bool or Path or None
+        None for the certificate authorities of the login.
+    """
+    login = stored_token(check_address(address)) if token is None else None
+    trust: bool | str | Path = True if verify is None else verify
+    if verify is None and login is not None and login.trust is not None:
+        trust = login.trust
+    return SiteConnection(
+        urlsplit(address).netloc, address, login if token is None else token, trust
+    )
 
 
 def stored_token(address: str) -> LoginToken | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
 from federated_dask.client import loop
-from federated_dask.client.connection import SiteConnection
-from federated_dask.client.login import stored_token
+from federated_dask.client.login import connection_at
 from federated_dask.client.sessions import check_address
 from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.grant_messages import Grant, NewGrant
@@ -85,13 +84,8 @@ class RemoteProjects:
     def __init__(
         self, address: str, token: str | None = None, verify: bool | Path | None = None
     ) -> None:
-        self.address = check_address(address)
-        login = stored_token(self.address) if token is None else None
-        trust: bool | str | Path = True if verify is None else verify
-        if verify is None and login is not None and login.trust is not None:
-            trust = login.trust
-        name = urlsplit(self.address).netloc
-        self._site = SiteConnection(name, self.address, login if token is None else token, trust)
+        self._site = connection_at(address, token, verify)
+        self.address = self._site.address
 
     def projects(self) -> Projects:
         """List those of which one is a member."""
