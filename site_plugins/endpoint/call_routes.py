@@ -18,7 +18,8 @@ from federated_dask.protocol.call_messages import (
 from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
 from site_plugins.endpoint.authentication import Asker
-from site_plugins.endpoint.calls import Call, CallRunner
+from site_plugins.endpoint.call_admission import Call
+from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.code import admit_code, require_code
 from site_plugins.endpoint.schemas import failures, frames, json_of
 from site_plugins.endpoint.streams import FrameStream, receive_frame
@@ -48,11 +49,11 @@ def _json(message: msgspec.Struct) -> Response:
 )
 async def functions(request: Request, principal: Asker) -> Response:
     """List the functions of the site that you may know of, with their signatures."""
-    calls = _calls(request)
-    found = await calls.functions(principal)
+    admission = _calls(request).admission
+    found = await admission.functions(principal)
     return _json(
         Functions(
-            site=calls.gateway.site, functions=tuple(function.description for function in found)
+            site=admission.gateway.site, functions=tuple(function.description for function in found)
         )
     )
 
@@ -69,7 +70,7 @@ async def functions(request: Request, principal: Asker) -> Response:
 )
 async def function(request: Request, principal: Asker, name: FunctionName) -> Response:
     """Describe a function: parameters, result, limits, and the JSON Schema of its arguments."""
-    return _json((await _calls(request).function(name, principal)).description)
+    return _json((await _calls(request).admission.function(name, principal)).description)
 
 
 @router.post(
@@ -114,7 +115,7 @@ async def calls(request: Request, principal: Asker) -> Response:
         request, runner.settings.limits, state.body_seconds, state.budget
     ) as frame:
         submission = decode_message(frame, CallSubmission)
-        call = await runner.admit(submission, frame.buffers, principal)
+        call = await runner.admission.admit(submission, frame.buffers, principal)
     return FrameStream(_framed(runner, call))
 
 
@@ -150,13 +151,13 @@ async def code(request: Request, principal: Asker) -> Response:
     """
     runner = _calls(request)
     # Before anything of the body is looked at.
-    require_code(runner, principal)
+    require_code(runner.admission, principal)
     state = request.app.state
     async with receive_frame(
         request, runner.settings.limits, state.body_seconds, state.budget
     ) as frame:
         submission = decode_message(frame, CodeSubmission)
-        call = await admit_code(runner, submission, frame.buffers, principal)
+        call = await admit_code(runner.admission, submission, frame.buffers, principal)
     return FrameStream(_framed(runner, call))
 
 

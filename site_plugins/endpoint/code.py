@@ -15,7 +15,7 @@ from federated_dask.protocol.call_messages import (
     CodeSubmission,
     FunctionDescription,
 )
-from site_plugins.endpoint.calls import Call, CallRunner
+from site_plugins.endpoint.call_admission import Call, CallAdmission
 from site_plugins.endpoint.failures import JobFailed, refused_argument
 from site_plugins.endpoint.passing import Passing
 from site_plugins.functions import CodeOrigin, PublishedFunction
@@ -28,7 +28,7 @@ NAME = "code"
 """What such a callable is called in messages and keys."""
 
 
-def require_code(runner: CallRunner, principal: Principal) -> tuple[str, str]:
+def require_code(admission: CallAdmission, principal: Principal) -> tuple[str, str]:
     """Raise `NotPermitted` unless a principal may run code of its own.
 
     Returns
@@ -36,9 +36,9 @@ def require_code(runner: CallRunner, principal: Principal) -> tuple[str, str]:
     tuple of str
         The permission: action and resource.
     """
-    site = runner.gateway.site
+    site = admission.gateway.site
     permission = ("code", f"site:{site}")
-    if not runner.policy.allows(principal, *permission):
+    if not admission.policy.allows(principal, *permission):
         raise NotPermitted(
             "You may not run code of your own at this site.",
             reason=Reason.NOT_PERMITTED,
@@ -50,7 +50,7 @@ def require_code(runner: CallRunner, principal: Principal) -> tuple[str, str]:
 
 
 async def admit_code(
-    runner: CallRunner,
+    admission: CallAdmission,
     submission: CodeSubmission,
     buffers: Sequence[bytearray],
     principal: Principal,
@@ -59,8 +59,8 @@ async def admit_code(
 
     Parameters
     ----------
-    runner : CallRunner
-        Runs it.
+    admission : CallAdmission
+        Admits the call.
     submission : CodeSubmission
         With what it is to be called.
     buffers : sequence of bytearray
@@ -73,7 +73,7 @@ async def admit_code(
     RequestRefused, NotPermitted, NotFound, DatasetUnreadable
         Whatever is wrong with it; the `Failure` of the reply names the argument.
     """
-    permission = require_code(runner, principal)
+    permission = require_code(admission, principal)
     if not buffers:
         raise RequestRefused("The callable is missing.", reason=Reason.MALFORMED)
     pickled = bytes(buffers[-1])
@@ -86,7 +86,7 @@ async def admit_code(
     unfit = next((name for name in submission.keywords if not name.isidentifier()), None)
     if unfit is not None:
         error = ArgumentError(unfit[:128], "is no name of a parameter")
-        raise JobFailed(refused_argument(error, NAME, runner.gateway.site))
+        raise JobFailed(refused_argument(error, NAME, admission.gateway.site))
     bound = {str(number): each for number, each in enumerate(submission.arguments)}
     bound.update(submission.keywords)
     origin = CodeOrigin(pickled, tuple(bound))
@@ -95,11 +95,11 @@ async def admit_code(
         origin=origin,
         digest=hashlib.blake2b(pickled, digest_size=16).hexdigest(),
     )
-    return await runner.admitted(
+    return await admission.admitted(
         function,
         origin.signature(),
         bound,
-        Passing(runner.jobs, submission.delegations, None, principal),
+        Passing(admission.jobs, submission.delegations, None, principal),
         permission,
         buffers[:-1],
         submission.label,

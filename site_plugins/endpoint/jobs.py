@@ -1,12 +1,12 @@
-"""Jobs: one site's share of a plan, from its submission to the last event.
+"""Jobs: one site's share of a plan, from its admission to the last event.
 
 ::
 
-    submission ─► admit ─► Job ─► events ──► Accepted, Progress …, Result …, Finished
-                    │               │  ▲                                 └─ or Failure
-            errors of ours       futures │ gathered a few at a time
-                                    ▼  │
-                              distributed.Client
+    Job ─► events ──► Accepted, Progress …, Result …, Finished
+             │  ▲                                └─ or Failure
+         futures │ gathered a few at a time
+             ▼  │
+       distributed.Client
 
 What a job computes lives as long as somebody reads its events; only outputs
 that are to be held outlive it, under a lease.
@@ -16,29 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
 import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 
 from federated_dask.errors import (
     FederatedError,
-    NotFound,
     NotPermitted,
     Reason,
-    RequestRefused,
     SiteUnavailable,
 )
-from federated_dask.protocol import graph as wire
-from federated_dask.protocol.bounded import check_written_sizes
-from federated_dask.protocol.frames import Frame, LaterBuffers, decode_message, encode_frame
-from federated_dask.protocol.graph import check_graph
+from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.messages import (
     Accepted,
     DelegationRequest,
@@ -46,10 +40,8 @@ from federated_dask.protocol.messages import (
     Finished,
     Heartbeat,
     JobEvent,
-    JobSubmission,
     Output,
     Progress,
-    delegation_key,
 )
 from federated_dask.protocol.operations import OperationTable
 from site_plugins.datasets import StoredVariable
@@ -57,21 +49,17 @@ from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.gateway import Gateway
+from site_plugins.endpoint.job_admission import JobAdmission
 from site_plugins.endpoint.operands import read_task
 from site_plugins.endpoint.peering import Peering
-from site_plugins.endpoint.resources import require_resources, resources_asked
 from site_plugins.endpoint.running import (
-    SMALL_GRAPH,
     Job,
     JobSettings,
     Pieces,
-    Pull,
     Run,
     TaskError,
-    without_collection,
 )
-from site_plugins.endpoint.tasks import BuiltGraph, build_graph
-from site_plugins.policy import unknown
+from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.scheduler_plugin import LeasedOutput
 from site_plugins.tokens import Principal
 
@@ -80,19 +68,11 @@ __all__ = ["Job", "JobRunner", "JobSettings"]
 logger = logging.getLogger(__name__)
 
 
-T = TypeVar("T")
-
 MOST_OUTFLOWS = 10_000
 """Leases of which the outputs that have left are known."""
 
 TURN_SECONDS = 0.02
 """How often a read looks whether it may begin."""
-SMALL_MESSAGE = 2**14
-"""Bytes of a submission up to which it is decoded and checked in the event loop."""
-SMALL_BUFFERS = 2**16
-"""Bytes of values up to which they are decoded in the event loop."""
-SMALL_NODES = 10_000
-"""Argument nodes of all tasks up to which these are built in the event loop."""
 
 
 @dataclasses.dataclass
@@ -105,7 +85,7 @@ class _Holding:
 
 
 class JobRunner:
-    """Admits and runs jobs.
+    """Runs jobs.
 
     Parameters
     ----------
@@ -134,181 +114,8 @@ class JobRunner:
         self.access = access
         self.settings = settings or JobSettings()
         self.peering = peering
+        self.admission = JobAdmission(gateway, table, access, self.settings, peering)
         self._outflows: OrderedDict[str, set[int]] = OrderedDict()
-
-    async def admit(self, frame: Frame, principal: Principal) -> Job:
-        """Check a submission and build its tasks.
-
-        Parameters
-        ----------
-        frame : Frame
-            A `JobSubmission`, and the buffers of its graph's values.
-        principal : Principal
-            Who asks.
-
-        Raises
-        ------
-        RequestRefused, NotPermitted, NotFound, VersionChanged, DatasetUnreadable
-            Whatever is wrong with it.
-        """
-        limits = self.settings.limits
-        # How few tasks there are does not say how much there is to do for them.
-        size = memoryview(frame.message).nbytes
-        is_small = size <= SMALL_MESSAGE and _buffer_bytes(frame) <= SMALL_BUFFERS
-        submission = await _called(is_small, lambda: decode_message(frame, JobSubmission))
-        graph = submission.graph
-        if len(submission.outputs) > limits.outputs:
-            raise RequestRefused(
-                f"The job has {len(submission.outputs)} outputs; this site accepts "
-                f"{limits.outputs}.",
-                reason=Reason.LIMIT_EXCEEDED,
-                hint="Use larger chunks, or compute the expression in parts.",
-            )
-        is_small = is_small and graph.tasks <= SMALL_GRAPH
-        most = await self.task_bytes()
-
-        def check() -> wire.CheckedGraph:
-            checked = check_graph(graph, self.table, limits)
-            check_written_sizes(checked, most)
-            return checked
-
-        checked = await _called(is_small, check)
-        is_small = is_small and checked.nodes <= SMALL_NODES
-        if asked := resources_asked(graph):
-            state = await self.gateway.state()
-            require_resources(asked, state.resources, self.gateway.site)
-        sources = [
-            await self._source(source.dataset, source.version, source.variable, principal)
-            for source in graph.sources
-        ]
-        held, pulls = await self.operands_held(
-            graph.held, submission.delegations, owner_of(principal)
-        )
-        if not sources and not held:
-            await self._require_any(principal)
-
-        def build() -> BuiltGraph:
-            return build_graph(
-                checked,
-                [output.task for output in submission.outputs],
-                sources=sources,
-                buffers=frame.buffers,
-                held=held,
-                table=self.table,
-                limit=most,
-            )
-
-        built = await _called(is_small, build if is_small else lambda: without_collection(build))
-        job = await self._job(built, submission.outputs, principal, submission.label)
-        job.release.tasks = len(built.tasks)
-        self.access.quotas.require(job.owner, tasks=len(built.tasks))
-        digest = await _called(is_small, lambda: hashlib.sha256(frame.message).hexdigest())
-        versions = {source.dataset: source.version for source in graph.sources}
-        self.access.audit.write(
-            "job_admitted",
-            principal,
-            job=job.name,
-            submission=digest,
-            tasks=graph.tasks,
-            datasets=versions,
-            derives=sorted(frozenset().union(*built.labels)),
-            grants=self.access.reasons(principal, versions),
-            peers=sorted({pull.peer for pull in pulls}),
-        )
-        return dataclasses.replace(job, pulls=pulls, reserve=submission.reserve)
-
-    async def _require_any(self, principal: Principal) -> None:
-        """Raise `NotPermitted` where a principal may compute with nothing of the site."""
-        # Where there are no datasets, what counts is a grant on whichever there will be.
-        names = list((await self.gateway.state()).datasets) or ["any"]
-        allows = self.access.policy.allows
-        if not any(allows(principal, "compute", f"dataset:{name}") for name in names):
-            raise unknown(f"site:{self.gateway.site}", self.gateway.site)
-
-    async def task_bytes(self) -> int:
-        """Bytes that the result of one operation may take."""
-        if self.settings.task_bytes is not None:
-            return self.settings.task_bytes
-        state = await self.gateway.state()
-        if not state.memory:
-            # Workers without a limit, or none yet.
-            return self.settings.limits.task_bytes
-        return state.memory // max(1, state.workers) // 2
-
-    async def operands_held(
-        self, wanted: Sequence[wire.Held], delegations: Mapping[str, str], owner: str
-    ) -> tuple[list[LeasedOutput], list[Pull]]:
-        """Find what held results stand for: here, or to be fetched from a peer."""
-        here = [item for item in wanted if item.peer is None]
-        found = iter(await self._held([(item.lease, item.output) for item in here], owner))
-        trusted = frozenset() if self.peering is None else self.peering.trusted
-        held: list[LeasedOutput] = []
-        pulls: dict[wire.Held, Pull] = {}
-        for item in wanted:
-            if item.peer is None:
-                held.append(next(found))
-                continue
-            delegation = delegations.get(delegation_key(item.lease, item.output))
-            if item.peer not in trusted or not delegation:
-                raise NotFound(
-                    f"Values of {item.peer[:128]!r} cannot be fetched from here.",
-                    reason=Reason.UNKNOWN_RESULT,
-                    site=self.gateway.site,
-                    hint="Send the value along instead.",
-                )
-            if item not in pulls:
-                # Fetched once, however often the graph names it.
-                key = ("pulled", secrets.token_hex(16))
-                pulls[item] = Pull(key, item.peer, item.lease, item.output, delegation)
-            held.append(LeasedOutput(key=pulls[item].key, label=self._label(item.peer, delegation)))
-        return held, list(pulls.values())
-
-    def _label(self, peer: str, delegation: str) -> frozenset[str]:
-        """Name what a peer's value derives from.
-
-        Its site charged all of it to the budget when it let it go, and information
-        that has left cannot leave again: what is made of it here may go anywhere.
-        What a site keeps to its functions it lets no peer have; should one do so by
-        mistake, it ends here.
-        """
-        assert self.peering is not None  # noqa: S101
-        derives = self.peering.derives(peer, delegation)
-        if kept := sorted(name for name, tier in derives.items() if tier == "functions-only"):
-            raise NotPermitted(
-                f"Values of {', '.join(kept)} of {peer!r} stay there: only functions read it.",
-                reason=Reason.EXPORT_NOT_ALLOWED,
-                site=self.gateway.site,
-            )
-        return frozenset(f"{peer}/{name}" for name in derives)
-
-    async def _job(
-        self, built: BuiltGraph, outputs: tuple[Output, ...], principal: Principal, label: str
-    ) -> Job:
-        names = frozenset().union(*built.labels)
-        release = await self.access.release(principal, names)
-        release.job = f"job-{secrets.token_hex(8)}"
-        return Job(
-            name=release.job,
-            owner=owner_of(principal),
-            label=label,
-            built=built,
-            outputs=outputs,
-            release=release,
-        )
-
-    async def _source(
-        self, name: str, version: str, variable: str, principal: Principal
-    ) -> StoredVariable:
-        dataset = await self.access.source(principal, name)
-        await self.gateway.require_version(dataset, version)
-        return StoredVariable(dataset, version, variable)
-
-    async def _held(self, asked: Sequence[tuple[str, int]], owner: str) -> list[LeasedOutput]:
-        leases = {lease: await self.gateway.held(lease, owner) for lease, _ in dict(asked).items()}
-        try:
-            return [leases[lease][output] for lease, output in asked]
-        except KeyError:
-            raise self.gateway.lost() from None
 
     async def read(
         self, variable: StoredVariable, index: tuple[Any, ...], principal: Principal
@@ -320,7 +127,7 @@ class JobRunner:
         label = frozenset({variable.dataset.name})
         built = BuiltGraph(tasks={key: task}, keys=[key], labels=[label])
         what = f"{variable.dataset.name}/{variable.variable}"
-        job = await self._job(built, (Output(task=0),), principal, what)
+        job = await self.admission.job(built, (Output(task=0),), principal, what)
         pieces = await self._single(job)
         self.access.audit.write(
             "read",
@@ -334,9 +141,9 @@ class JobRunner:
 
     async def fetch(self, lease: str, output: int, principal: Principal) -> Pieces:
         """Give one held output: one frame with the result."""
-        [held] = await self._held([(lease, output)], owner_of(principal))
+        [held] = await self.admission.held([(lease, output)], owner_of(principal))
         built = BuiltGraph(tasks={}, keys=[held.key], labels=[held.label])
-        job = await self._job(built, (Output(task=0),), principal, "held result")
+        job = await self.admission.job(built, (Output(task=0),), principal, "held result")
         left = self._outflow_of(lease, job)
         # Once more tells nothing new.
         job.release.again = output in left
@@ -368,7 +175,7 @@ class JobRunner:
         if self.peering is None:
             raise self.gateway.lost()
         owner = owner_of(principal)
-        held = await self._held([(lease, output) for output in request.outputs], owner)
+        held = await self.admission.held([(lease, output) for output in request.outputs], owner)
         names = frozenset().union(*(each.label for each in held))
         release = await self.access.release(principal, names)
         groups, projects = self.access.policy.relevant(principal)
@@ -617,13 +424,3 @@ def _stopped(job: Job) -> NotPermitted | None:
 
 def _bytes(pieces: Pieces) -> int:
     return sum(memoryview(piece).nbytes for piece in pieces)
-
-
-async def _called(is_small: bool, function: Callable[[], T]) -> T:
-    """Call a function, in a thread unless it is done soon: meanwhile nobody is answered."""
-    return function() if is_small else await asyncio.to_thread(function)
-
-
-def _buffer_bytes(frame: Frame) -> int:
-    buffers = frame.buffers
-    return buffers.nbytes if isinstance(buffers, LaterBuffers) else sum(map(len, buffers))

@@ -202,7 +202,7 @@ class Passing:
     async def _held(self, parameter: Parameter, argument: HeldArgument) -> Data:
         _check_kind(parameter, argument.content)
         check_parts(argument.content, len(argument.held))
-        held, pulls = await self.jobs.operands_held(
+        held, pulls = await self.jobs.admission.operands_held(
             argument.held, self.delegations, owner_of(self.principal)
         )
         self.pulls += pulls

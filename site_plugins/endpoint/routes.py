@@ -108,7 +108,7 @@ async def site(request: Request, principal: Asker) -> Response:
             resources=dict(state.resources),
             limits={
                 **msgspec.structs.asdict(runner.settings.limits),
-                "task_bytes": await runner.task_bytes(),
+                "task_bytes": await runner.admission.task_bytes(),
             },
         )
     )
@@ -286,7 +286,7 @@ async def jobs(request: Request, principal: Asker) -> Response:
     async with receive_frame(
         request, runner.settings.limits, state.body_seconds, state.budget
     ) as frame:
-        job = await runner.admit(frame, principal)
+        job = await runner.admission.admit(frame, principal)
     return FrameStream(runner.events(job))
 
 

@@ -47,7 +47,8 @@ from federated_dask.protocol.structures import (
 )
 from federated_dask.protocol.trees import ArrayValue
 from site_plugins.endpoint.authentication import owner_of
-from site_plugins.endpoint.calls import Call, CallRunner
+from site_plugins.endpoint.call_admission import Call
+from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.replies import value_in
 from site_plugins.endpoint.zarr_stores import ZarrStore

@@ -123,7 +123,7 @@ async def call(
     book = _book(request)
     is_async = "respond-async" in prefer.lower()
     media_type = JSON if is_async else choose(accept)
-    function = await runner.function(name, principal)
+    function = await runner.admission.function(name, principal)
     # Before the body is taken in, of which only what is admitted need be.
     runner.policy.require(principal, "call", f"function:{name}")
     book.require_room(principal)
@@ -139,7 +139,7 @@ async def call(
             parts=parts,
             results=lambda earlier: book.returned(earlier, principal),
         )
-        admitted = await runner.admit(submission, buffers, principal)
+        admitted = await runner.admission.admit(submission, buffers, principal)
     begun = book.start(admitted, principal)
     if is_async:
         found = WAIT.search(prefer)

@@ -22,7 +22,7 @@ from federated_dask.protocol.graph import (
 )
 from federated_dask.protocol.messages import Failure, Finished
 from site_plugins.endpoint.guards import Guard
-from site_plugins.endpoint.jobs import JobRunner
+from site_plugins.endpoint.job_admission import JobAdmission
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
 from tests.site_plugins.helpers import AIR, Caller, submission
@@ -31,7 +31,7 @@ ROW = call("numpy.ones", Tuple((Number(1), Integer())))
 COLUMN = call("numpy.ones", Tuple((Integer(), Number(1))))
 
 
-async def little(self: JobRunner) -> int:
+async def little(self: JobAdmission) -> int:
     """Bytes that a task may take."""
     return 4_000
 
@@ -74,7 +74,7 @@ async def test_what_a_message_asks_for_in_so_many_words(north: Caller) -> None:
 async def test_what_only_shows_when_it_is_run(
     north: Caller, node: Node, integers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JobRunner, "task_bytes", little)
+    monkeypatch.setattr(JobAdmission, "task_bytes", little)
     _, last = await north.run(graph_of(node, integers=integers), 0)
     assert isinstance(last, Failure)
     assert last.reason == "limit_exceeded", last.message
@@ -82,7 +82,7 @@ async def test_what_only_shows_when_it_is_run(
 
 
 async def test_a_read_of_too_much(north: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(JobRunner, "task_bytes", little)
+    monkeypatch.setattr(JobAdmission, "task_bytes", little)
     everything = template(call("dask.array.core.getter", Reference(), Tuple(())))
     rows = template(
         call("dask.array.core.getter", Reference(), Tuple((Slice(None, Number(4), None),)))

@@ -22,7 +22,7 @@ from federated_dask.protocol.messages import (
 )
 from federated_dask.protocol.values import encode_value
 from site_plugins import LocalFederation
-from site_plugins.endpoint import jobs, running
+from site_plugins.endpoint import job_admission, running
 from site_plugins.endpoint.gateway import Gateway
 from tests.site_plugins import graphs
 from tests.site_plugins.graphs import block, call, template
@@ -495,7 +495,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
         monkeypatch.setattr(module, name, watched)
 
     for name in ("decode_message", "check_graph", "build_graph"):
-        watch(jobs, name)
+        watch(job_admission, name)
     watch(running, "encode_value")
     return found
 
