@@ -32,6 +32,7 @@ from federated_dask.protocol.expansion import check_expansion
 from federated_dask.protocol.limits import Limits
 
 __all__ = [
+    "PREFIX_BYTES",
     "Buffer",
     "Frame",
     "FrameDecoder",
@@ -47,6 +48,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"FDF1"
 PREFIX = struct.Struct("<4sII")
+PREFIX_BYTES = PREFIX.size
 COMPRESSION_LEVEL = 1
 SMALLEST_COMPRESSED = 64
 SAMPLE = 64 * 1024
@@ -243,6 +245,30 @@ class FrameDecoder:
         """Bytes of a header that is not whole yet."""
         return len(self._pending)
 
+    @property
+    def until_known(self) -> int | None:
+        """Bytes that are missing until more is known of a frame; None once all sizes are known.
+
+        Fed in such steps, the decoder says what a frame is going to take before it takes it:
+        first `header_size`, then `buffer_bytes`.
+        """
+        if self._header is not None:
+            return None
+        if len(self._pending) < PREFIX.size:
+            return PREFIX.size - len(self._pending)
+        stored: int = PREFIX.unpack_from(self._pending)[1]
+        return PREFIX.size + stored - len(self._pending)
+
+    @property
+    def header_size(self) -> int:
+        """Bytes of the latest header, decompressed; 0 until they are known."""
+        return self._header_size
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the latest frame's buffers, decompressed; 0 until they are known."""
+        return int(self._sizes[:, 1].sum())
+
     def close(self) -> None:
         """Say that no more bytes will come."""
         if self._pending or self._header is not None:
@@ -273,6 +299,7 @@ class FrameDecoder:
             )
         if stored > raw or raw > self.limits.header_bytes:
             raise _over("header", raw, self.limits.header_bytes)
+        self._header_size = raw
         data = self._top_up(data, PREFIX.size + stored)
         if len(self._pending) < PREFIX.size + stored:
             return data
@@ -282,7 +309,7 @@ class FrameDecoder:
         decompressed = _decompressed(header, raw)
         check_expansion(decompressed, self.limits.parts)
         self._sizes = _sizes(_parsed(decompressed), self.limits)
-        self._header, self._header_size = header, raw
+        self._header = header
         return data
 
     def _top_up(self, data: memoryview, size: int) -> memoryview:

@@ -13,7 +13,7 @@ from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.release import Release
 from site_plugins.ledger import Account, Ledger
 from site_plugins.licences import Licences
-from site_plugins.policy import Policy
+from site_plugins.policy import Policy, unknown
 from site_plugins.quotas import Quotas
 from site_plugins.registry import Registry
 from site_plugins.tokens import Principal
@@ -88,6 +88,37 @@ class Access:
             )
         self.require_license(principal, dataset)
         return dataset
+
+    async def require_use(self, principal: Principal, *uses: tuple[str, str]) -> None:
+        """Ask, before a body is read, whether there is anything that its sender could ask for.
+
+        Parameters
+        ----------
+        principal : Principal
+            Who sends it.
+        uses : tuple of str
+            Pairs of an action and a kind of resource, one of which must be allowed.
+
+        Raises
+        ------
+        NotPermitted
+            If none is, or as much of the principal's runs as may: whatever the body says.
+        """
+        state = await self.gateway.state()
+        names = {
+            # Where there are none, what counts is a grant on whichever there will be.
+            "dataset": list(state.datasets) or ["any"],
+            "function": list(state.functions) or ["any"],
+            "site": [self.gateway.site],
+        }
+        allows = self.policy.allows
+        if not any(
+            allows(principal, action, f"{kind}:{name}")
+            for action, kind in uses
+            for name in names[kind]
+        ):
+            raise unknown(f"site:{self.gateway.site}", self.gateway.site)
+        self.quotas.require(owner_of(principal), tasks=1)
 
     def require_license(self, principal: Principal, dataset: StoredDataset) -> None:
         """Raise `NotPermitted` where a licence has to be accepted first."""

@@ -22,6 +22,7 @@ from site_plugins.config import FunctionsSection
 from site_plugins.endpoint import call_routes, grant_routes, project_routes, terms_routes
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import CHALLENGE
+from site_plugins.endpoint.byte_budgets import ByteBudget, Intake, Outgoing, most_taken
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.failures import JobFailed, internal_failure
 from site_plugins.endpoint.gateway import Gateway
@@ -33,7 +34,6 @@ from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.refusals import Refusals
 from site_plugins.endpoint.routes import router
 from site_plugins.endpoint.schemas import SCHEMA, components
-from site_plugins.endpoint.streams import ByteBudget, Outgoing, most_taken
 from site_plugins.endpoint.web_calls import CallBook
 from site_plugins.endpoint.web_data import router as web_data_router
 from site_plugins.endpoint.web_routes import router as web_router
@@ -172,7 +172,8 @@ def create_app(
     app.state.table = chosen
     app.state.body_seconds = body_seconds
     limits = app.state.runner.settings.limits
-    app.state.budget = ByteBudget(most_taken(limits))
+    app.state.intake = Intake(limits)
+    app.state.rendering = ByteBudget(most_taken(limits))
     app.state.outgoing = Outgoing(2 * most_taken(limits))
     app.state.login_options = login_options(gateway.site, verifiers.sections)
     for each in (*ROUTERS, page_router):

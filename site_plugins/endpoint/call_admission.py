@@ -24,6 +24,7 @@ from federated_dask.protocol.frames import Buffer
 from site_plugins.calling import CallTask
 from site_plugins.config import FunctionsSection
 from site_plugins.endpoint.authentication import owner_of
+from site_plugins.endpoint.byte_budgets import Room
 from site_plugins.endpoint.failures import JobFailed, refused_argument
 from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.passing import Passing
@@ -70,6 +71,8 @@ class Call:
     """Whether its outcome came by an event."""
     started: float | None = None
     """When it was handed to the cluster."""
+    room: Room = dataclasses.field(default_factory=Room)
+    """Memory of the endpoint that its submission takes, until the cluster has it."""
     inbox: asyncio.Queue[Any] = dataclasses.field(default_factory=asyncio.Queue)
 
     @property

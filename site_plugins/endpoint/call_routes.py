@@ -17,12 +17,13 @@ from federated_dask.protocol.call_messages import (
 )
 from federated_dask.protocol.frames import Buffer, decode_message, encode_frame
 from federated_dask.protocol.messages import FRAMES_MEDIA_TYPE
-from site_plugins.endpoint.authentication import Asker
+from site_plugins.endpoint.authentication import Asker, owner_of
+from site_plugins.endpoint.bodies import receive_frame
 from site_plugins.endpoint.call_admission import Call
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.code import admit_code, require_code
 from site_plugins.endpoint.schemas import failures, frames, json_of
-from site_plugins.endpoint.streams import FrameStream, receive_frame
+from site_plugins.endpoint.streams import FrameStream
 
 __all__ = ["router"]
 
@@ -111,12 +112,15 @@ async def calls(request: Request, principal: Asker) -> Response:
     """
     runner = _calls(request)
     state = request.app.state
+    # Before anything of the body is read, which says what is called.
+    await runner.jobs.access.require_use(principal, ("call", "function"))
     async with receive_frame(
-        request, runner.settings.limits, state.body_seconds, state.budget
-    ) as frame:
-        submission = decode_message(frame, CallSubmission)
-        call = await runner.admission.admit(submission, frame.buffers, principal)
-    return FrameStream(_framed(runner, call))
+        request, runner.settings.limits, state.body_seconds, state.intake, owner_of(principal)
+    ) as received:
+        submission = decode_message(received.frame, CallSubmission)
+        call = await runner.admission.admit(submission, received.frame.buffers, principal)
+        call.room = received.room.pop_all()
+    return FrameStream(_framed(runner, call), call.room)
 
 
 @router.post(
@@ -152,13 +156,15 @@ async def code(request: Request, principal: Asker) -> Response:
     runner = _calls(request)
     # Before anything of the body is looked at.
     require_code(runner.admission, principal)
+    runner.jobs.access.quotas.require(owner_of(principal), tasks=1)
     state = request.app.state
     async with receive_frame(
-        request, runner.settings.limits, state.body_seconds, state.budget
-    ) as frame:
-        submission = decode_message(frame, CodeSubmission)
-        call = await admit_code(runner.admission, submission, frame.buffers, principal)
-    return FrameStream(_framed(runner, call))
+        request, runner.settings.limits, state.body_seconds, state.intake, owner_of(principal)
+    ) as received:
+        submission = decode_message(received.frame, CodeSubmission)
+        call = await admit_code(runner.admission, submission, received.frame.buffers, principal)
+        call.room = received.room.pop_all()
+    return FrameStream(_framed(runner, call), call.room)
 
 
 async def _framed(runner: CallRunner, call: Call) -> AsyncGenerator[list[Buffer], None]:

@@ -122,11 +122,15 @@ class CallRunner:
                 try:
                     # Who waits for a turn takes the place of a job, too.
                     await call.release.reserve({})
+                    # Delegations and leases may end meanwhile, and what was sent along waits
+                    # on the workers rather than here.
+                    await run.pull(self.jobs.peering)
+                    further = await self._brought(call, run)
                     async for beat in self._turn(call, stack):
                         yield beat, ()
-                    await run.pull(self.jobs.peering)
-                    self.policy.require(call.principal, *call.permission)
-                    future = await self._submit(call, run)
+                    self._require(call)
+                    future = self._submit(call, further)
+                    await call.room.aclose()
                     call.started = time.monotonic()
                     yield Accepted(job=call.name, tasks=1), ()
                     waiting = asyncio.create_task(self._wait(call, future))
@@ -214,8 +218,8 @@ class CallRunner:
             raise
         stack.callback(turns.release)
 
-    async def _submit(self, call: Call, run: Run) -> Future[Any]:
-        client = self.gateway.client
+    async def _brought(self, call: Call, run: Run) -> list[Future[Any]]:
+        """Put what was sent along on a worker, and keep what is held; give what the task takes."""
         further = []
         if call.sent:
             # By the way that is for data: the scheduler would carry all of it in the task.
@@ -223,14 +227,22 @@ class CallRunner:
             buffers = [np.frombuffer(buffer, np.uint8) for buffer in call.sent]
             scattered = await self._scattered({sent: buffers})
             call.sent = ()
+            del buffers
+            await call.room.buffers.aclose()
             run.pulled.update(scattered)
             further = list(scattered.values())
         for key in call.held:
-            # Its lease may end meanwhile.
             if key not in run.pulled:
                 run.futures[key] = self.gateway.claim(key)
+        return further
+
+    def _submit(self, call: Call, further: list[Future[Any]]) -> Future[Any]:
+        client, task = self.gateway.client, call.task
         with dask.base.annotate(**{OWNER_ANNOTATION: call.owner}):
-            return client.submit(run_call, call.task, *further, key=call.task.key, pure=False)
+            future = client.submit(run_call, task, *further, key=task.key, pure=False)
+        # The cluster has them.
+        call.task = dataclasses.replace(task, arguments={}, buffers=())
+        return future
 
     async def _scattered(self, values: dict[Key, Any]) -> dict[Key, Future[Any]]:
         """Put values on a worker; on another one where the first is lost meanwhile."""

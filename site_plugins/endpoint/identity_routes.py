@@ -16,8 +16,8 @@ from federated_dask.protocol.identity_messages import (
     SiteIntroduction,
 )
 from site_plugins.config import IssuerSection
+from site_plugins.endpoint.bodies import receive_small
 from site_plugins.endpoint.schemas import failures, json_body, json_of
-from site_plugins.endpoint.streams import receive_small
 from site_plugins.invitations import Invitations
 
 __all__ = ["login_options", "router"]

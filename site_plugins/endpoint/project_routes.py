@@ -22,9 +22,9 @@ from federated_dask.protocol.project_messages import (
 )
 from site_plugins.audit import Audit
 from site_plugins.endpoint.authentication import Asker
+from site_plugins.endpoint.bodies import receive_small
 from site_plugins.endpoint.identity_routes import received
 from site_plugins.endpoint.schemas import failures, json_body, json_of
-from site_plugins.endpoint.streams import receive_small
 from site_plugins.memberships import Memberships
 from site_plugins.projects import ProjectStore
 

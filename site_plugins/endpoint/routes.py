@@ -23,12 +23,13 @@ from federated_dask.protocol.messages import (
 from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
+from site_plugins.endpoint.bodies import receive_frame, receive_small
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
-from site_plugins.endpoint.streams import FrameResponse, FrameStream, receive_frame, receive_small
+from site_plugins.endpoint.streams import FrameResponse, FrameStream
 from site_plugins.policy import Policy
 
 __all__ = ["router"]
@@ -283,11 +284,16 @@ async def jobs(request: Request, principal: Asker) -> Response:
     """
     runner: JobRunner = request.app.state.runner
     state = request.app.state
+    # Before anything of the body is read.
+    await runner.access.require_use(
+        principal, ("compute", "dataset"), ("call", "function"), ("code", "site")
+    )
     async with receive_frame(
-        request, runner.settings.limits, state.body_seconds, state.budget
-    ) as frame:
-        job = await runner.admission.admit(frame, principal)
-    return FrameStream(runner.events(job))
+        request, runner.settings.limits, state.body_seconds, state.intake, owner_of(principal)
+    ) as received:
+        job = await runner.admission.admit(received.frame, principal)
+        job.room = received.room.pop_all()
+    return FrameStream(runner.events(job), job.room)
 
 
 @router.get(

@@ -15,7 +15,7 @@ import pickle
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import dask.base
 import dask.config
@@ -30,6 +30,7 @@ from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Failure, Output, Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import encode_value
+from site_plugins.endpoint.byte_budgets import Room
 from site_plugins.endpoint.failures import failure_of_task
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
@@ -113,6 +114,8 @@ class Job:
     """Dataset to the bytes that its results are expected to have."""
     pulls: Sequence[Pull] = ()
     """Values to be fetched from peers before the tasks are submitted."""
+    room: Room = dataclasses.field(default_factory=Room)
+    """Memory of the endpoint that its submission takes, until the cluster has the tasks."""
 
 
 class TaskError(Exception):
@@ -210,6 +213,10 @@ class Run:
         ):
             futures = client.get(_Pickled(pickled), wanted, sync=False)
         self.futures = dict(zip(wanted, futures, strict=True))
+        # Only how many there are is asked from now on; values that were sent stand in them.
+        gone = cast("dict[Key, GraphNode]", dict.fromkeys(tasks))
+        self.job.built = dataclasses.replace(built, tasks=gone)
+        await self.job.room.aclose()
 
     async def results(self, first: int = 0) -> AsyncIterator[tuple[int, Pieces]]:
         """Give released outputs as they are ready, each as a frame; end when all are done."""

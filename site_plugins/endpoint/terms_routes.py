@@ -13,8 +13,8 @@ from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.messages import Budget, LicenseAcceptance, LicenseTerms
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
+from site_plugins.endpoint.bodies import receive_small
 from site_plugins.endpoint.schemas import failures, json_body, json_of
-from site_plugins.endpoint.streams import receive_small
 
 __all__ = ["router"]
 

@@ -16,7 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.limits import Limits
-from site_plugins.endpoint.streams import EXPANSION, SMALL_BODY, ByteBudget
+from site_plugins.endpoint.bodies import Entry, pieces_of, require_length
+from site_plugins.endpoint.byte_budgets import Intake, Room, expanded
+from site_plugins.endpoint.streams import SMALL_BODY
 
 __all__ = ["ARGUMENTS", "receive_arguments"]
 
@@ -27,8 +29,11 @@ MOST_PARTS = 256
 
 @contextlib.asynccontextmanager
 async def receive_arguments(
-    request: Request, limits: Limits, seconds: float, budget: ByteBudget
-) -> AsyncGenerator[tuple[dict[str, Any], dict[str, Buffer]], None]:
+    request: Request, limits: Limits, seconds: float, intake: Intake, owner: str
+) -> AsyncGenerator[
+    tuple[dict[str, Any], dict[str, Buffer], Room],
+    None,
+]:
     """Receive the arguments of a call, to be used inside of the block.
 
     Parameters
@@ -39,8 +44,11 @@ async def receive_arguments(
         JSON has at most `Limits.header_bytes`, everything together `Limits.buffer_bytes`.
     seconds : float
         Deadline for the whole body.
-    budget : ByteBudget
-        What all bodies that are in use at once may take.
+    intake : Intake
+        What all bodies that are in use at once may take; room for this one is there before
+        any of it is read.
+    owner : str
+        Who sends it.
 
     Yields
     ------
@@ -48,6 +56,8 @@ async def receive_arguments(
         JSON by argument.
     parts : dict
         Raw bytes by name of the part.
+    room : Room
+        Memory that they take; who goes on with them takes it over by `pop_all`.
 
     Raises
     ------
@@ -59,27 +69,33 @@ async def receive_arguments(
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind not in ("application/json", "multipart/form-data"):
         raise HTTPException(415, "Arguments come as application/json or multipart/form-data.")
-    async with contextlib.AsyncExitStack() as stack:
+    is_json = kind == "application/json"
+    # Nothing else tells beforehand; who does not say how much it is may send the most.
+    most = limits.header_bytes if is_json else limits.buffer_bytes
+    told = require_length(request, most)
+    size = most if told is None else told
+    entry = Entry(intake, owner, seconds)
+    async with contextlib.aclosing(entry.room) as room, contextlib.AsyncExitStack() as stack:
+        if size > SMALL_BODY:
+            json = min(size, limits.header_bytes)
+            await entry.for_header(json + expanded(json, limits))
+            if not is_json:
+                await entry.for_buffers(size)
         try:
             async with asyncio.timeout(seconds):
-                if kind == "application/json":
+                if is_json:
                     body = bytearray()
-                    async for data in _bounded(request, limits.header_bytes):
+                    async for data in _bounded(request, size):
                         body += data
-                    size = len(body) + _expanded(len(body), limits)
-                    await stack.enter_async_context(budget.taken(size))
                     arguments = await _parsed(bytes(body), limits)
-                    received: tuple[dict[str, Any], dict[str, Buffer]] = arguments, {}
+                    parts: dict[str, Buffer] = {}
                 else:
-                    # Until there is room for them, large parts are in files.
-                    form = await _form(request, limits)
+                    # Until all are there, large parts are in files.
+                    form = await _form(request, limits, size)
                     stack.push_async_callback(form.close)
-                    size = sum(_size(item) for _, item in form.multi_items())
                     json = sum(_size(item) for item in form.getlist(ARGUMENTS))
                     _require(json, limits.header_bytes)
-                    size += _expanded(json, limits)
-                    await stack.enter_async_context(budget.taken(size))
-                    received = await _parts(form, limits)
+                    arguments, parts = await _parts(form, limits)
         except TimeoutError:
             raise RequestRefused(
                 f"The body was not taken in within {seconds:g} seconds.",
@@ -88,12 +104,12 @@ async def receive_arguments(
             ) from None
         except ClientDisconnect:
             raise RequestRefused("The body ended early.", reason=Reason.MALFORMED) from None
-        yield received
+        yield arguments, parts, room
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     size = 0
-    async for data in request.stream():
+    async for data in pieces_of(request):
         size += len(data)
         _require(size, most)
         yield data
@@ -108,15 +124,10 @@ def _require(size: int, most: int) -> None:
         )
 
 
-def _expanded(size: int, limits: Limits) -> int:
-    """Bytes that JSON may take once it is decoded."""
-    return EXPANSION * min(size, limits.parts)
-
-
-async def _form(request: Request, limits: Limits) -> FormData:
+async def _form(request: Request, limits: Limits, most: int) -> FormData:
     parser = MultiPartParser(
         request.headers,
-        _bounded(request, limits.buffer_bytes),
+        _bounded(request, most),
         max_files=MOST_PARTS,
         max_fields=MOST_PARTS,
         max_part_size=limits.header_bytes,

@@ -47,6 +47,7 @@ from federated_dask.protocol.structures import (
 )
 from federated_dask.protocol.trees import ArrayValue
 from site_plugins.endpoint.authentication import owner_of
+from site_plugins.endpoint.byte_budgets import Room
 from site_plugins.endpoint.call_admission import Call
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.failures import JobFailed, internal_failure
@@ -170,9 +171,10 @@ class CallBook:
                 hint="Wait until one has ended, or cancel one by DELETE /calls/{call}.",
             )
 
-    def start(self, call: Call, principal: Principal) -> WebCall:
-        """Begin a call that passed admission."""
+    def start(self, call: Call, principal: Principal, room: Room) -> WebCall:
+        """Begin a call that passed admission; it takes over the memory of what was sent."""
         self.require_room(principal)
+        call.room = room.pop_all()
         begun = WebCall(call)
         self._calls[begun.id] = begun
         begun.task = asyncio.create_task(self._follow(begun, call, principal))
@@ -320,6 +322,8 @@ class CallBook:
         except Exception:
             # The boundary to the client: it is told that something went wrong, no more.
             logger.exception("Call %s failed", begun.id)
+        finally:
+            await call.room.aclose()
         begun.seconds = time.monotonic() - begun.began
         if returned is not None:
             begun.returned = returned

@@ -11,9 +11,9 @@ import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from federated_dask.errors import Reason
-from federated_dask.protocol.call_messages import CallStatus
+from federated_dask.protocol.call_messages import CallStatus, FunctionDescription
 from federated_dask.protocol.frames import Buffer
-from site_plugins.endpoint.authentication import Asker
+from site_plugins.endpoint.authentication import Asker, owner_of
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.renderings import JSON, MEDIA_TYPES, choose
 from site_plugins.endpoint.replies import SAFE, BytesResponse, rendered
@@ -118,29 +118,16 @@ async def call(
     The request is the call's life line, unless it prefers `respond-async`: the reply then
     has the status 202, and `Location` is where to ask.
     """
-    state = request.app.state
-    runner: CallRunner = state.calls
+    runner: CallRunner = request.app.state.calls
     book = _book(request)
     is_async = "respond-async" in prefer.lower()
     media_type = JSON if is_async else choose(accept)
     function = await runner.admission.function(name, principal)
     # Before the body is taken in, of which only what is admitted need be.
     runner.policy.require(principal, "call", f"function:{name}")
+    runner.jobs.access.quotas.require(owner_of(principal), tasks=1)
     book.require_room(principal)
-    async with receive_arguments(
-        request, runner.settings.limits, state.body_seconds, state.budget
-    ) as (arguments, parts):
-        submission, buffers = await asyncio.to_thread(
-            submission_of,
-            function.description,
-            arguments,
-            site=book.gateway.site,
-            version=version,
-            parts=parts,
-            results=lambda earlier: book.returned(earlier, principal),
-        )
-        admitted = await runner.admission.admit(submission, buffers, principal)
-    begun = book.start(admitted, principal)
+    begun = await _begun(request, principal, function.description, version)
     if is_async:
         found = WAIT.search(prefer)
         seconds = float(found[1]) if found else 0.0
@@ -151,6 +138,29 @@ async def call(
     else:
         await _ended_while_there(request, book, begun, None)
     return await _result(request, begun, principal, media_type, arrays, variable)
+
+
+async def _begun(
+    request: Request, principal: Principal, function: FunctionDescription, version: str | None
+) -> WebCall:
+    """Take in the arguments of a call and begin it; nothing of them is kept here."""
+    state = request.app.state
+    runner: CallRunner = state.calls
+    book = _book(request)
+    async with receive_arguments(
+        request, runner.settings.limits, state.body_seconds, state.intake, owner_of(principal)
+    ) as (arguments, parts, room):
+        submission, buffers = await asyncio.to_thread(
+            submission_of,
+            function,
+            arguments,
+            site=book.gateway.site,
+            version=version,
+            parts=parts,
+            results=lambda earlier: book.returned(earlier, principal),
+        )
+        admitted = await runner.admission.admit(submission, buffers, principal)
+        return book.start(admitted, principal, room)
 
 
 async def _ended_while_there(
@@ -192,7 +202,7 @@ async def _result(
     # One that is larger than all that there is has it for itself.
     size = begun.content_bytes + (summary.size if summary else 0)
     size = min(size, limits.header_bytes + limits.buffer_bytes)
-    async with request.app.state.budget.taken(size):
+    async with request.app.state.rendering.taken(size):
         obj = await _book(request).result(begun, principal)
         return await rendered(
             obj,

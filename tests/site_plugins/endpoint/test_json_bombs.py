@@ -14,9 +14,9 @@ from starlette.requests import Request
 from federated_dask.errors import FederatedError, Reason, RequestRefused
 from federated_dask.protocol.limits import Limits
 from site_plugins.endpoint import web_bodies
+from site_plugins.endpoint.byte_budgets import EXPANSION, Intake
 from site_plugins.endpoint.plain import MOST_BYTES, object_from_json
 from site_plugins.endpoint.renderings import ARROW, render
-from site_plugins.endpoint.streams import EXPANSION, ByteBudget
 from site_plugins.endpoint.web_bodies import receive_arguments
 from site_plugins.signatures import ArgumentError, Signature
 
@@ -107,23 +107,11 @@ def test_a_table_of_all_combinations(as_array: bool) -> None:
 # Bodies
 
 
-class Watched(ByteBudget):
-    """A budget that remembers what was asked of it."""
-
-    def __init__(self) -> None:
-        super().__init__(2**30)
-        self.asked: list[int] = []
-
-    def taken(self, size: int) -> contextlib.AbstractAsyncContextManager[None]:
-        self.asked.append(size)
-        return super().taken(size)
-
-
 def body_of(content: bytes, kind: str = "application/json") -> Request:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": content, "more_body": False}
 
-    headers = [(b"content-type", kind.encode())]
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content))]
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
@@ -134,10 +122,11 @@ def multipart(content: bytes) -> Request:
 
 @contextlib.asynccontextmanager
 async def received(
-    request: Request, budget: ByteBudget, **limits: int
+    request: Request, intake: Intake | None = None, **limits: int
 ) -> AsyncIterator[dict[str, Any]]:
-    async with receive_arguments(request, Limits(**limits), 60.0, budget) as (arguments, _):
-        yield arguments
+    intake = intake or Intake(Limits(**limits))
+    async with receive_arguments(request, Limits(**limits), 60.0, intake, "ada") as (found, _, _):
+        yield found
 
 
 @pytest.mark.parametrize("made", [body_of, multipart])
@@ -151,7 +140,7 @@ async def test_json_of_many_items_is_not_decoded(
     monkeypatch.setattr(web_bodies.msgspec.json, "decode", decode)
     content = b'{"x":[' + item * 10_000 + b"0]}"
     with pytest.raises(FederatedError) as error:
-        async with received(made(content), Watched(), parts=5_000):
+        async with received(made(content), parts=5_000):
             pass
     assert error.value.reason is Reason.LIMIT_EXCEEDED
 
@@ -159,15 +148,21 @@ async def test_json_of_many_items_is_not_decoded(
 @pytest.mark.parametrize("made", [body_of, multipart])
 async def test_decoded_json_counts_as_what_it_takes(made: Any) -> None:
     content = msgspec.json.encode({"x": [{}] * 50_000})
-    budget = Watched()
-    async with received(made(content), budget) as arguments:
+    intake = Intake(Limits())
+    shares = [intake.headers.all, intake.buffers.all]
+    before = [each.free for each in shares if each is not None]
+    async with received(made(content), intake) as arguments:
         assert len(arguments["x"]) == 50_000
-    assert budget.asked == [len(content) * (1 + EXPANSION)]
+        during = [each.free for each in shares if each is not None]
+    taken = [much - less for much, less in zip(before, during, strict=True)]
+    assert taken[0] >= len(content) * (1 + EXPANSION)
+    assert taken[0] + taken[1] < 2.01 * len(content) * (1 + EXPANSION)
+    assert [each.free for each in shares if each is not None] == before
 
 
 async def test_json_is_held_to_its_cap_beside_other_parts() -> None:
     content = msgspec.json.encode({"x": "a" * 2_000})
     with pytest.raises(RequestRefused) as error:
-        async with received(multipart(content), Watched(), header_bytes=1_000):
+        async with received(multipart(content), header_bytes=1_000):
             pass
     assert error.value.reason is Reason.LIMIT_EXCEEDED

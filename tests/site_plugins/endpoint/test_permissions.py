@@ -244,3 +244,17 @@ async def test_who_may_not_call_sends_no_arguments(granted: LocalFederation) -> 
     told = [await fay.refused("POST", f"/functions/{name}", **options) for name in ("mean", "xyz")]
     assert [status for status, _ in told] == [404, 404]
     assert told[0][1].message.replace("mean", "xyz") == told[1][1].message
+
+
+@pytest.mark.parametrize(
+    ("subject", "jobs", "calls"), [("ada", 400, 403), ("eve", 403, 403), ("fay", 403, 403)]
+)
+async def test_who_may_do_nothing_sends_no_body(
+    granted: LocalFederation, subject: str, jobs: int, calls: int
+) -> None:
+    asking = caller(granted, subject)
+    # Were it looked at, it would be malformed.
+    answers = [await asking.refused("POST", path, data=b"{") for path in ("/jobs", "/calls")]
+    assert [status for status, _ in answers] == [jobs, calls]
+    reasons = {400: "malformed", 403: "not_permitted"}
+    assert [failure.reason for _, failure in answers] == [reasons[jobs], reasons[calls]]
