@@ -23,6 +23,7 @@ from federated_dask.protocol.graph import Held
 from federated_dask.protocol.messages import Accepted, Failure
 from site_plugins import LocalFederation, calling
 from site_plugins.calling import CallTask
+from site_plugins.endpoint.running import Run
 from site_plugins.functions import ModuleOrigin
 from site_plugins.policy import Policy
 from site_plugins.signatures import Signature
@@ -365,6 +366,39 @@ async def test_calls_that_wait_or_are_cancelled_count(north: Caller, tmp_path: P
     async with asyncio.timeout(60):
         while await used(0) or await used(2) <= seconds:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def test_who_waits_for_a_turn_has_brought_what_may_be_gone_by_then(
+    north: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled = []
+    pull = Run.pull
+
+    async def recorded(self: Run, peering: Any) -> dict[str, int]:
+        found = await pull(self, peering)
+        pulled.append(self)
+        return found
+
+    monkeypatch.setattr(Run, "pull", recorded)
+    go_on = tmp_path / "go-on"
+    first = events(north, call("watch", dataset("a1b", "air"), str(go_on)))
+    while not isinstance((await anext(first))[0], CallProgress):
+        pass
+    large = xr.DataArray(np.zeros(100_000), dims="x", name="large")
+    waiting = asyncio.ensure_future(returned(north, call("watch", large, str(go_on))))
+
+    def sent(dask_scheduler: Any) -> int:
+        return sum(str(key).startswith("federated-sent-") for key in dask_scheduler.tasks)
+
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(north.on_scheduler, sent):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    # Values of peers come before it, while their delegations hold.
+    assert len(pulled) == 2
+    go_on.touch()
+    await waiting
+    async for _ in first:
+        pass
 
 
 @pytest.mark.parametrize("name", ["secret", "closed"])
