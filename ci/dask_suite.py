@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,32 +117,27 @@ class Judge:
 
         from federated_dask import FederatedClient
         from federated_dask.client import loop
-        from federated_dask.planner.plan import Plan, make_plan
+        from federated_dask.client.execution import execute
+        from federated_dask.planner.plan import make_plan
+        from federated_dask.protocol.operations import operation_table
         from site_plugins import LocalFederation
 
         federation = LocalFederation({SITE: {}})
         self.undo.append(federation.close)
         judge = self
 
-        class Client(FederatedClient):
-            """Sends whatever can be sent to the one site."""
-
-            def _plan(self, expression: Any, keys: Iterable[Any], hold: bool = False) -> Plan:
-                plan = make_plan(expression, keys, self._facts, self._table, hold=hold, prefer=SITE)
-                judge.note(plan)
-                return plan
-
-            def everything(self, dsk: Any, keys: Any) -> Any:
-                wanted = keys if isinstance(keys, list) else [keys]
-                results = loop.sync(self._execute(self._plan(dsk, wanted)))
-                return _shaped(keys, results)
-
-        client = Client(federation, progress=False)
+        client = FederatedClient(federation)
         self.undo.append(client.close)
+        connections = {SITE: client.connection_of(SITE)}
 
         # No bound method: Dask would look for `persist` beside it.
         def get(dsk: Any, keys: Any, **_: Any) -> Any:
-            return client.everything(dsk, keys)
+            """Send whatever can be sent to the one site."""
+            wanted = keys if isinstance(keys, list) else [keys]
+            plan = make_plan(dsk, wanted, client.facts, operation_table(), prefer=SITE)
+            judge.note(plan)
+            results, _record = loop.sync(execute(plan, connections))
+            return _shaped(keys, results)
 
         dask.base.named_schedulers.update(dict.fromkeys(REROUTED, get))
         da.Array.__dask_scheduler__ = staticmethod(get)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from federated_dask.errors import ConfigurationError
 from federated_dask.planner.sources import HOME
 
-__all__ = ["check_name", "check_token", "named_addresses"]
+__all__ = ["Addressed", "check_name", "check_token", "named_addresses"]
+
+
+@runtime_checkable
+class Addressed(Protocol):
+    """Anything that says how to reach sites, such as ``site_plugins.LocalFederation``."""
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Site names to addresses."""
+
+    @property
+    def token(self) -> str | Mapping[str, str]:
+        """One token for all sites, or one for each."""
+
+    @property
+    def verify(self) -> bool | str | Path:
+        """Whom to trust."""
 
 
 def named_addresses(

@@ -15,22 +15,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from federated_dask.client.connection import SiteConnection
+from federated_dask.client.computing import Computer
 from federated_dask.client.delegations import delegate
-from federated_dask.client.functions import Function
-from federated_dask.client.future import FederatedFuture
+from federated_dask.client.federation import Federation
+from federated_dask.client.functions import DescribedFunction
+from federated_dask.client.future import FederatedFuture, lazy_result
 from federated_dask.client.held import HeldValue, held_values
+from federated_dask.client.opening import open_dataset
 from federated_dask.client.plain import broken_rule, to_plain
-from federated_dask.client.returned import ReturnedObject
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.planner.placement import exchange
-from federated_dask.planner.sources import SiteFacts
 from federated_dask.protocol.call_messages import (
     Argument,
     DatasetArgument,
@@ -45,23 +45,6 @@ from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.structures import take_apart
 
 __all__ = ["Encoded", "NamedDataset", "check_argument", "delegations_for", "encode_arguments"]
-
-
-class Computes(Protocol):
-    """What arguments need of a client."""
-
-    @property
-    def facts(self) -> Mapping[str, SiteFacts]:
-        """What the sites announced."""
-
-    def connection_of(self, site: str) -> SiteConnection:
-        """Give the connection to a site."""
-
-    def open_waiting(self, name: str) -> xr.Dataset:
-        """Open a dataset lazily; waits."""
-
-    async def bring(self, arrays: Sequence[Any], at: str) -> list[list[HeldValue]]:
-        """Compute dask arrays and leave their chunks at a site."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +75,12 @@ WANTED = {
 }
 
 
-def check_argument(function: Function, parameter: ParameterDescription, value: Any) -> Any:
+def check_argument(function: DescribedFunction, parameter: ParameterDescription, value: Any) -> Any:
     """Check an argument as far as that goes here, and bring it into one of the forms to send.
 
     Parameters
     ----------
-    function : Function
+    function : DescribedFunction
         What is called.
     parameter : ParameterDescription
         For which parameter.
@@ -130,7 +113,7 @@ def check_argument(function: Function, parameter: ParameterDescription, value: A
     return found
 
 
-def _plain(function: Function, parameter: ParameterDescription, value: Any) -> Any:
+def _plain(function: DescribedFunction, parameter: ParameterDescription, value: Any) -> Any:
     if _has_futures(value):
         return value
     try:
@@ -196,15 +179,15 @@ def _is_part(array: Any) -> bool:
 
 
 async def encode_arguments(
-    client: Computes, function: Function, given: Mapping[str, Any]
+    computer: Computer, function: DescribedFunction, given: Mapping[str, Any]
 ) -> Encoded:
     """Bring checked arguments to a function's site, as far as needed, and encode them.
 
     Parameters
     ----------
-    client : FederatedClient
-        Who computes what is lazy.
-    function : Function
+    computer : Computer
+        Computes what is lazy.
+    function : DescribedFunction
         What is called.
     given : mapping of str to object
         From `check_argument`, by the name of the parameter.
@@ -214,7 +197,7 @@ async def encode_arguments(
     described = {}
     for name, value in given.items():
         parameter = function.parameters[name]
-        ready = await _ready(client, function, parameter, value)
+        ready = await _ready(computer, function, parameter, value)
         if isinstance(ready, PlainArgument | DatasetArgument):
             encoded.keywords[name] = ready
             continue
@@ -230,7 +213,7 @@ async def encode_arguments(
         described[name] = content, range(len(lazy), len(lazy) + len(arrays))
         lazy += arrays
     if lazy:
-        results = await _held(client, function.site, lazy)
+        results = await _held(computer, function.site, lazy)
         for name, (content, positions) in described.items():
             held = [each for position in positions for each in results[position]]
             encoded.kept += held
@@ -240,7 +223,7 @@ async def encode_arguments(
 
 
 async def _ready(
-    client: Computes, function: Function, parameter: ParameterDescription, value: Any
+    computer: Computer, function: DescribedFunction, parameter: ParameterDescription, value: Any
 ) -> Any:
     """Wait for futures, open what lies at other sites, and read what must be read first."""
     if parameter.kind == "value":
@@ -248,13 +231,12 @@ async def _ready(
             return value
         return _plain(function, parameter, await _with_results(value))
     if isinstance(value, FederatedFuture):
-        settled = await value.settled()
-        value = settled.lazy() if isinstance(settled, ReturnedObject) else settled
-        value = check_argument(function, parameter, value)
+        value = check_argument(function, parameter, await lazy_result(value))
     if isinstance(value, NamedDataset):
         if value.site == function.site:
             return DatasetArgument(name=value.name, variable=value.variable)
-        opened = await asyncio.to_thread(client.open_waiting, f"{value.site}/{value.name}")
+        name = f"{value.site}/{value.name}"
+        opened = await asyncio.to_thread(open_dataset, computer.federation, name)
         value = opened if parameter.kind == "dataset" else _variable(function, opened, value)
     if isinstance(value, xr.Dataset | xr.DataArray):
         return await _read(value)
@@ -273,7 +255,7 @@ async def _with_results(value: Any) -> Any:
     return value
 
 
-def _variable(function: Function, opened: xr.Dataset, named: NamedDataset) -> xr.DataArray:
+def _variable(function: DescribedFunction, opened: xr.Dataset, named: NamedDataset) -> xr.DataArray:
     names = [str(name) for name in opened.data_vars]
     if named.variable is None and len(names) == 1:
         return opened[names[0]]
@@ -308,23 +290,23 @@ async def _read(obj: Any) -> Any:
     return obj._from_temp_dataset(changed) if isinstance(obj, xr.DataArray) else changed
 
 
-async def _held(client: Computes, site: str, arrays: Sequence[Any]) -> list[list[HeldValue]]:
+async def _held(computer: Computer, site: str, arrays: Sequence[Any]) -> list[list[HeldValue]]:
     """Give for every dask array its chunks, held where the site can get them."""
     results: dict[int, list[HeldValue]] = {}
     for position, array in enumerate(arrays):
         values = held_values(array)
-        if values is not None and all(_can_fetch(client, site, value) for value in values):
+        if values is not None and all(_can_fetch(computer, site, value) for value in values):
             results[position] = values
     rest = [position for position in range(len(arrays)) if position not in results]
     if rest:
-        computed = await client.bring([arrays[position] for position in rest], site)
+        computed = await computer.bring([arrays[position] for position in rest], site)
         results.update(zip(rest, computed, strict=True))
     return [results[position] for position in range(len(arrays))]
 
 
-def _can_fetch(client: Computes, site: str, value: HeldValue) -> bool:
+def _can_fetch(computer: Computer, site: str, value: HeldValue) -> bool:
     holder = value.source.site
-    return holder == site or exchange(client.facts, holder, site)
+    return holder == site or exchange(computer.federation.facts, holder, site)
 
 
 def _reference(value: HeldValue, site: str) -> Held:
@@ -332,10 +314,12 @@ def _reference(value: HeldValue, site: str) -> Held:
     return Held(source.lease, source.output, None if source.site == site else source.site)
 
 
-async def delegations_for(client: Computes, site: str, held: Sequence[HeldValue]) -> dict[str, str]:
+async def delegations_for(
+    federation: Federation, site: str, held: Sequence[HeldValue]
+) -> dict[str, str]:
     """Have the sites that hold parts let another site fetch them; they allow it for minutes."""
     elsewhere = [each.source for each in held if each.source.site != site]
-    connections = {each.site: client.connection_of(each.site) for each in elsewhere}
+    connections = {each.site: federation.connection_of(each.site) for each in elsewhere}
     results = [(each.site, each.lease, each.output) for each in elsewhere]
     try:
         return await delegate(connections, site, results)

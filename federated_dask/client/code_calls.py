@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from federated_dask.client.arguments import Computes, Encoded, check_argument, encode_arguments
-from federated_dask.client.functions import Function
-from federated_dask.client.future import FederatedFuture
-from federated_dask.client.returned import ReturnedObject
+from federated_dask.client.arguments import Encoded, check_argument, encode_arguments
+from federated_dask.client.catalogue import Datasets
+from federated_dask.client.computing import Computer
+from federated_dask.client.functions import DescribedFunction
+from federated_dask.client.future import FederatedFuture, lazy_result
 from federated_dask.errors import ConfigurationError, NotPermitted, Reason, RequestRefused
 from federated_dask.protocol.call_messages import (
     LARGEST_CODE,
@@ -28,14 +29,6 @@ from federated_dask.protocol.call_messages import (
 )
 
 __all__ = ["encode_code", "pickled_callable", "refusals_explained"]
-
-
-class Knows(Computes, Protocol):
-    """What it needs of a client."""
-
-    @property
-    def datasets(self) -> Mapping[str, Any]:
-        """Datasets of all sites by qualified name."""
 
 
 def pickled_callable(function: Callable[..., Any], site: str) -> bytes:
@@ -72,7 +65,7 @@ def pickled_callable(function: Callable[..., Any], site: str) -> bytes:
 
 
 async def encode_code(
-    client: Knows,
+    computer: Computer,
     site: str,
     arguments: tuple[Any, ...],
     keywords: Mapping[str, Any],
@@ -82,7 +75,7 @@ async def encode_code(
 
     Parameters
     ----------
-    client : FederatedClient
+    computer : Computer
         Computes what is lazy.
     site : str
         Where the callable is going to run.
@@ -98,21 +91,21 @@ async def encode_code(
     Encoded
         Its buffers, and what must stay held until it has ended.
     """
-    given = {str(number): await _settled(value) for number, value in enumerate(arguments)}
-    given.update({name: await _settled(value) for name, value in keywords.items()})
+    given = {str(number): await _ready(value) for number, value in enumerate(arguments)}
+    given.update({name: await _ready(value) for name, value in keywords.items()})
     described = FunctionDescription(
         name=label,
         parameters=tuple(
-            ParameterDescription(name=name, kind=_kind(client, value))
+            ParameterDescription(name=name, kind=_kind(computer.federation.datasets, value))
             for name, value in given.items()
         ),
     )
-    function = Function(_NotSubmitted(), site, described)
+    function = DescribedFunction(site, described)
     checked = {
         name: check_argument(function, function.parameters[name], value)
         for name, value in given.items()
     }
-    encoded = await encode_arguments(client, function, checked)
+    encoded = await encode_arguments(computer, function, checked)
     submission = CodeSubmission(
         arguments=tuple(encoded.keywords[str(number)] for number in range(len(arguments))),
         keywords={name: encoded.keywords[name] for name in keywords},
@@ -140,26 +133,16 @@ def refusals_explained(label: str, site: str) -> Iterator[None]:
         ) from error
 
 
-class _NotSubmitted:
-    """A function that has no name at the site is submitted by nobody."""
-
-    def submit(self, function: str, /, *arguments: Any, **keywords: Any) -> Any:
-        raise NotImplementedError
+async def _ready(value: Any) -> Any:
+    return await lazy_result(value) if isinstance(value, FederatedFuture) else value
 
 
-async def _settled(value: Any) -> Any:
-    if not isinstance(value, FederatedFuture):
-        return value
-    settled = await value.settled()
-    return settled.lazy() if isinstance(settled, ReturnedObject) else settled
-
-
-def _kind(client: Knows, value: Any) -> str:
+def _kind(datasets: Datasets, value: Any) -> str:
     """Tell how a value is passed."""
     if isinstance(value, str):
         site, _, rest = value.removeprefix("fed://").partition("/")
         name, slash, variable = rest.partition("/")
-        if f"{site}/{name}" not in client.datasets:
+        if f"{site}/{name}" not in datasets:
             return "value"
         return "dataarray" if slash and variable else "dataset"
     if isinstance(value, xr.Dataset):

@@ -1,66 +1,47 @@
-"""`FederatedClient`: several institutes' datasets and clusters, as one Dask scheduler."""
+"""`FederatedClient`: several institutes' datasets and clusters, as one Dask scheduler.
+
+What it offers stands here, with its documentation; what is done stands with the
+collaborators to which each method hands on::
+
+    FederatedClient ──► Federation      sites, datasets, functions, connections
+                    ──► Computer        plans and runs computes
+                    ──► FunctionCaller  calls functions
+                    ──► takeover        makes it Dask's scheduler
+"""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-import dataclasses
-from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
-import dask
-import dask.base
-import dask.threaded
-import xarray as xr
-from dask._expr import FinalizeCompute
-from dask.base import collections_to_expr, unpack_collections
-from dask.core import flatten
-
-from federated_dask.client import loop, takeover
-from federated_dask.client.addresses import check_token, named_addresses
+from federated_dask.client import loop, takeover, terms
+from federated_dask.client.addresses import Addressed, check_token, named_addresses
 from federated_dask.client.calling import FunctionCaller
 from federated_dask.client.catalogue import Datasets, Sites
-from federated_dask.client.collector import without_collection
+from federated_dask.client.computing import Computer
 from federated_dask.client.connection import SiteConnection
-from federated_dask.client.execution import HomeCluster, execute
-from federated_dask.client.facts import AnnouncedFacts, facts_of
+from federated_dask.client.execution import HomeCluster
+from federated_dask.client.federation import Federation
 from federated_dask.client.finding import SiteFinder
-from federated_dask.client.functions import published
-from federated_dask.client.future import FederatedFuture, share
-from federated_dask.client.held import HeldValue, held_task
-from federated_dask.client.progress import ProgressBars, wants_bars
+from federated_dask.client.functions import Functions
+from federated_dask.client.future import FederatedFuture
+from federated_dask.client.gathering import all_results, gathered
+from federated_dask.client.opening import open_dataset
+from federated_dask.client.progress import wants_bars
 from federated_dask.client.run_record import RunRecord
-from federated_dask.client.terms import Terms
 from federated_dask.errors import ConfigurationError
 from federated_dask.planner.explanation import Explanation
-from federated_dask.planner.graph import Key, has_site_data
-from federated_dask.planner.learning import LearntSizes
-from federated_dask.planner.links import LinkCosts
-from federated_dask.planner.plan import Plan, make_plan
 from federated_dask.planner.sources import SiteFacts
-from federated_dask.protocol.operations import operation_table
 
 __all__ = ["FederatedClient"]
 
 T = TypeVar("T")
 
 
-@runtime_checkable
-class _Federation(Protocol):
-    """Anything that says how to reach sites, such as ``site_plugins.LocalFederation``."""
-
-    @property
-    def addresses(self) -> Mapping[str, str]: ...
-    @property
-    def token(self) -> str | Mapping[str, str]: ...
-    @property
-    def verify(self) -> bool | str | Path: ...
-
-
-class FederatedClient(FunctionCaller, Terms):
+class FederatedClient:
     """Connect to the sites of a federation and compute near their data.
 
     Used as a context manager, or after `as_current`, it is Dask's scheduler:
@@ -118,7 +99,7 @@ class FederatedClient(FunctionCaller, Terms):
 
     def __init__(
         self,
-        address: str | Sequence[str] | Mapping[str, str] | _Federation,
+        address: str | Sequence[str] | Mapping[str, str] | Addressed,
         *,
         token: str | Mapping[str, str] | None = None,
         verify: bool | str | Path = True,
@@ -130,63 +111,64 @@ class FederatedClient(FunctionCaller, Terms):
         link_costs: Mapping[tuple[str, str], float] | None = None,
         asynchronous: bool = False,
     ) -> None:
-        if isinstance(address, _Federation):
+        if isinstance(address, Addressed):
             token = address.token if token is None else token
             verify = address.verify if verify is True else verify
             address = address.addresses
-        super().__init__()
         check_token(token)
         self.asynchronous = asynchronous
-        self.compute_timeout = compute_timeout
-        self._home = home
-        self._finder = SiteFinder(named_addresses(address), token, verify, timeout, project)
-        self._progress = wants_bars() if progress is None else progress
-        self._table = operation_table()
-        self._facts = AnnouncedFacts(self)
-        self._sites = Sites({})
-        self._datasets = Datasets({})
-        self._last_run: RunRecord | None = None
-        self._learnt = LearntSizes()
-        self._links = LinkCosts(link_costs)
+        finder = SiteFinder(named_addresses(address), token, verify, timeout, project)
+        self._federation = Federation(finder, self)
+        self._computer = Computer(
+            self._federation,
+            home=home,
+            progress=wants_bars() if progress is None else progress,
+            timeout=compute_timeout,
+            link_costs=link_costs,
+        )
+        self._caller = FunctionCaller(self._computer)
         if not asynchronous:
             loop.sync(self._connect())
 
-    # Connecting
-
     async def _connect(self) -> FederatedClient:
-        try:
-            given, peers = await self._finder.reach_all()
-        except BaseException:
-            # Nobody gets to close a client that could not be made.
-            await self._close()
-            raise
-        found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
-        facts = {
-            name: facts_of(site.description, site.operations)
-            for name, (site, _) in found.items()
-            if site.description is not None
-        }
-        # Another thread may be planning: no site is ever missing that is there.
-        self._facts.update(facts)
-        for name in self._facts.keys() - facts.keys():
-            del self._facts[name]
-        self._datasets = Datasets(
-            {
-                f"{name}/{summary.name}": summary
-                for name, (_, catalogue) in found.items()
-                for summary in catalogue.datasets
-            }
-        )
-        self._functions = published(
-            {name: site.published for name, (site, _) in found.items()}, self
-        )
-        self._sites = Sites(
-            {
-                name: dataclasses.replace(site, functions=self._functions.at(name))
-                for name, (site, _) in found.items()
-            }
-        )
+        await self._federation.connect()
         return self
+
+    # Looking around
+
+    @property
+    def sites(self) -> Sites:
+        """Sites of the federation by name, those that could not be reached included."""
+        return self._federation.sites
+
+    @property
+    def datasets(self) -> Datasets:
+        """Datasets of all sites by qualified name; ``fed.datasets.search("sea")`` searches."""
+        return self._federation.datasets
+
+    @property
+    def functions(self) -> Functions:
+        """Functions of all sites by qualified name; ``fed.functions.search("trend")`` searches."""
+        return self._federation.functions
+
+    @property
+    def facts(self) -> Mapping[str, SiteFacts]:
+        """What the sites announced, as far as it bears on a plan."""
+        return self._federation.facts
+
+    @property
+    def last_run(self) -> RunRecord | None:
+        """What the last compute really did and moved; None before the first."""
+        return self._computer.last_run
+
+    @property
+    def compute_timeout(self) -> float | None:
+        """Seconds that a compute may take that has no limit of its own; None for no limit."""
+        return self._computer.timeout
+
+    @compute_timeout.setter
+    def compute_timeout(self, seconds: float | None) -> None:
+        self._computer.timeout = seconds
 
     def connection_of(self, site: str) -> SiteConnection:
         """Give the connection to a site.
@@ -198,38 +180,7 @@ class FederatedClient(FunctionCaller, Terms):
         FederatedError
             Why the site could not be reached.
         """
-        if site in self._finder.connections:
-            return self._finder.connections[site]
-        error = self._sites[site].error
-        raise (
-            error
-            if error is not None
-            else ConfigurationError(
-                "The client is not connected.", site=site, hint="Await it first."
-            )
-        )
-
-    # Looking around
-
-    @property
-    def sites(self) -> Sites:
-        """Sites of the federation by name, those that could not be reached included."""
-        return self._sites
-
-    @property
-    def datasets(self) -> Datasets:
-        """Datasets of all sites by qualified name; ``fed.datasets.search("sea")`` searches."""
-        return self._datasets
-
-    @property
-    def facts(self) -> Mapping[str, SiteFacts]:
-        """What the sites announced, as far as it bears on a plan."""
-        return self._facts
-
-    @property
-    def last_run(self) -> RunRecord | None:
-        """What the last compute really did and moved; None before the first."""
-        return self._last_run
+        return self._federation.connection_of(site)
 
     def refresh(self) -> Any:
         """Ask all sites again what they offer."""
@@ -270,44 +221,11 @@ class FederatedClient(FunctionCaller, Terms):
         DatasetUnreadable
             If the site cannot open it.
         """
-        address = f"fed://{self._qualified(name)}"
+        # Checked at once, in asynchronous mode too.
+        name = self._federation.qualified(name)
         if self.asynchronous:
-            return asyncio.to_thread(self.open_waiting, address, chunks, drop_variables)
-        return self.open_waiting(address, chunks, drop_variables)
-
-    def open_waiting(
-        self, name: str, chunks: Any = "auto", drop_variables: str | Iterable[str] | None = None
-    ) -> xr.Dataset:
-        """Open a dataset and wait for it, in asynchronous mode too; see `open_dataset`."""
-        address = f"fed://{self._qualified(name)}"
-
-        def open_as(chunks: Any) -> xr.Dataset:
-            return xr.open_dataset(
-                address,
-                engine="federated",
-                chunks=chunks,
-                drop_variables=drop_variables,
-                backend_kwargs={"client": self},
-            )
-
-        try:
-            return open_as(chunks)
-        except NotImplementedError:
-            if not isinstance(chunks, str):
-                raise
-            # Dask cannot tell how large texts are, and gives up on the whole dataset.
-            return open_as({})
-
-    def _qualified(self, name: str) -> str:
-        bare = str(name or "").removeprefix("fed://")
-        site, _, dataset = bare.partition("/")
-        if site and dataset and "/" not in dataset:
-            return bare
-        alike = [each for each in self._datasets if bare and each.endswith(f"/{bare}")]
-        raise ConfigurationError(
-            f"{name!r} is no name of a dataset.",
-            hint=f"Give its site as well: {' or '.join(map(repr, alike or ['north/a1b']))}.",
-        )
+            return asyncio.to_thread(open_dataset, self._federation, name, chunks, drop_variables)
+        return open_dataset(self._federation, name, chunks, drop_variables)
 
     # Computing
 
@@ -331,15 +249,7 @@ class FederatedClient(FunctionCaller, Terms):
         object or nested list
             Results in the shape of `keys`.
         """
-        wanted = keys if isinstance(keys, list) else [keys]
-        if not has_site_data(dsk):
-            here = dask.threaded.get if self._home is None else self._home.get
-            return here(dsk, keys, **kwargs)
-        return _shaped(keys, self._run_plan(self._plan(dsk, wanted), timeout))
-
-    def _run_plan(self, plan: Plan, timeout: float | None) -> dict[Key, Any]:
-        with ProgressBars() if self._progress else contextlib.nullcontext() as bars:
-            return loop.sync(self._execute(plan, bars, timeout))
+        return self._computer.get(dsk, keys, timeout, **kwargs)
 
     def compute(self, collections: Any, *, sync: bool = False, timeout: float | None = None) -> Any:
         """Compute collections in the background.
@@ -360,31 +270,15 @@ class FederatedClient(FunctionCaller, Terms):
             In the shape of `collections`; the results themselves with ``sync=True``.
         """
         several = isinstance(collections, list | tuple)
-        futures = self._start(list(collections) if several else [collections], timeout)
-        if sync and self.asynchronous:
-            return _gathered(futures, type(collections) if several else None)
-        if sync:
-            try:
-                results = [future.result() for future in futures]
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
-            return type(collections)(results) if several else results[0]
-        return futures if several else futures[0]
+        futures = self._computer.start(list(collections) if several else [collections], timeout)
+        if not sync:
+            return futures if several else futures[0]
 
-    def _start(self, items: list[Any], timeout: float | None) -> list[FederatedFuture[Any]]:
-        found, repack = unpack_collections(*items)
-        if not found:
-            return [FederatedFuture(future) for future in share(_finished(items), len(items))]
-        expression = FinalizeCompute(collections_to_expr(found)).optimize()
-        keys: list[Key] = list(flatten(expression.__dask_keys__()))
-        if has_site_data(expression):
-            run = loop.start(self._execute(self._plan(expression, keys), timeout=timeout))
-        else:
-            run = loop.start(asyncio.to_thread(_computed_here, expression, keys))
-        shares = share(run, len(items), lambda results: repack([results[key] for key in keys]))
-        return [FederatedFuture(future) for future in shares]
+        async def results() -> Any:
+            found = await all_results(futures)
+            return type(collections)(found) if several else found[0]
+
+        return self._run(results())
 
     def persist(
         self,
@@ -419,33 +313,10 @@ class FederatedClient(FunctionCaller, Terms):
         items = list(collections) if several else [collections]
 
         def persist() -> Any:
-            persisted = self.persist_waiting(items, optimize_graph, timeout, **kwargs)
+            persisted = self._computer.persist(items, optimize_graph, timeout, **kwargs)
             return persisted if several else persisted[0]
 
         return asyncio.to_thread(persist) if self.asynchronous else persist()
-
-    def persist_waiting(
-        self, items: list[Any], optimize_graph: bool, timeout: float | None, **options: Any
-    ) -> list[Any]:
-        """Persist collections and wait for it, in asynchronous mode too; see `persist`."""
-        found, repack = unpack_collections(*items)
-        if not found:
-            return items
-        expression = collections_to_expr(found, optimize_graph)
-        if not has_site_data(expression):
-            return list(
-                dask.base.persist(
-                    *items, optimize_graph=optimize_graph, scheduler=dask.threaded.get, **options
-                )
-            )
-        keys: list[Key] = list(flatten([each.__dask_keys__() for each in found]))
-        results = self._run_plan(self._plan(expression, keys, hold=True), timeout)
-        rebuilt = []
-        for each in found:
-            rebuild, state = each.__dask_postpersist__()
-            own = flatten(each.__dask_keys__())
-            rebuilt.append(rebuild({key: _node(key, results[key]) for key in own}, *state))
-        return list(repack(rebuilt))
 
     def explain(self, collections: Any) -> Explanation:
         """Show the plan of a compute without running it.
@@ -461,51 +332,169 @@ class FederatedClient(FunctionCaller, Terms):
             Tasks and bytes read per site, bytes per link, what downloading would
             cost, and why tasks are not at their data; text and HTML.
         """
-        items = list(collections) if isinstance(collections, list | tuple) else [collections]
-        found, _ = unpack_collections(*items)
-        if not found:
+        several = isinstance(collections, list | tuple)
+        return self._computer.explain(list(collections) if several else [collections])
+
+    # Calling functions
+
+    def submit(
+        self, function: str | Callable[..., Any], /, *arguments: Any, **keywords: Any
+    ) -> FederatedFuture[Any]:
+        """Call a function that a site publishes, or one of your own.
+
+        Parameters
+        ----------
+        function : str or callable
+            Qualified name, ``site/function``; with a version behind an ``@`` where
+            it has to be that one.  A callable runs at home, on what may come there;
+            with ``site="north"`` on a worker of that site, which takes a grant for
+            `code` there.
+        *arguments, **keywords : object
+            Its arguments.  For a dataset or array: a qualified name
+            (``"north/a1b"``), a lazy expression, a future of this or another site,
+            or data; see ``help(fed.sites["north"].trend)``.
+
+        Returns
+        -------
+        FederatedFuture
+
+        Raises
+        ------
+        NotFound
+            If there is no such function.
+        RequestRefused
+            If an argument does not fit; names it and the rule.
+
+        Notes
+        -----
+        Futures among the arguments are waited for, so none of this blocks.
+
+        Examples
+        --------
+        >>> slope = fed.submit("north/trend", "north/a1b", start=2070)  # doctest: +SKIP
+        >>> slope.result()  # doctest: +SKIP
+        """
+        return self._caller.submit(function, arguments, keywords)
+
+    def map(
+        self, function: str | Callable[..., Any], /, *iterables: Iterable[Any], **keywords: Any
+    ) -> list[FederatedFuture[Any]]:
+        """Call a function for each of many arguments; see `submit`.
+
+        Parameters
+        ----------
+        function : str or callable
+            Qualified name, or a callable of your own.
+        *iterables : iterable
+            Of its positional arguments; the shortest ends it.
+        **keywords : object
+            Passed to all calls alike.
+
+        Examples
+        --------
+        >>> fed.map("north/trend", ["north/a1b", "north/e1"], start=2070)  # doctest: +SKIP
+        """
+        if not iterables or any(isinstance(each, str) for each in iterables):
             raise ConfigurationError(
-                "There is nothing to compute in what was given.",
-                hint="Give lazy objects, before .compute().",
+                "map() calls a function for each item of iterables.",
+                hint='Give a list: fed.map("north/trend", ["north/a1b", "north/e1"]).',
             )
-        expression = FinalizeCompute(collections_to_expr(found)).optimize()
-        return Explanation(self._plan(expression, list(flatten(expression.__dask_keys__()))))
+        return [self.submit(function, *each, **keywords) for each in zip(*iterables, strict=False)]
 
-    def _plan(
-        self, expression: Any, keys: Iterable[Key], hold: bool = False, at: str | None = None
-    ) -> Plan:
-        return without_collection(
-            lambda: make_plan(
-                expression,
-                keys,
-                self._facts,
-                self._table,
-                hold=hold,
-                at=at,
-                learnt=self._learnt,
-                links=self._links,
-            )
-        )
+    def gather(self, futures: Any, errors: Literal["raise", "skip"] = "raise") -> Any:
+        """Wait for futures and bring their results here, several at the same time.
 
-    async def _execute(
-        self, plan: Plan, report: ProgressBars | None = None, timeout: float | None = None
-    ) -> dict[Key, Any]:
-        results, self._last_run = await execute(
-            plan,
-            {site: self.connection_of(site) for site in plan.sites},
-            home=self._home,
-            report=report,
-            timeout=self.compute_timeout if timeout is None else timeout,
-            learnt=self._learnt,
-            links=self._links,
-        )
-        return results
+        Parameters
+        ----------
+        futures : future, or list, tuple, set or dict of them, nested as you like
+            What to wait for; anything else is its own result.
+        errors : {"raise", "skip"}
+            Raise what one of them raised, or leave those out.
+
+        Returns
+        -------
+        object
+            Results in the shape of `futures`; an awaitable of it in asynchronous mode.
+        """
+        if errors not in ("raise", "skip"):
+            raise ConfigurationError(f"errors is 'raise' or 'skip', not {errors!r}.")
+        return self._run(gathered(futures, skip_errors=errors == "skip"))
+
+    def cancel(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
+        """Stop computes and calls, at the sites too."""
+        for future in _several(futures):
+            future.cancel()
+
+    def retry(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
+        """Make calls again that have ended, for example because a site was away."""
+        for future in _several(futures):
+            future.retry()
+
+    # Terms of use
+
+    def budget(self, name: str) -> Any:
+        """Ask how much of a dataset may still leave its site.
+
+        Parameters
+        ----------
+        name : str
+            Qualified name, ``site/dataset``.
+
+        Returns
+        -------
+        DatasetBudget
+            An awaitable of it, in asynchronous mode.
+
+        Raises
+        ------
+        NotFound
+            If there is no such site or dataset.
+        """
+        return self._run(terms.dataset_budget(self._federation, name))
+
+    def usage(self, site: str | None = None) -> Any:
+        """Ask what you use of the sites, and may use.
+
+        Parameters
+        ----------
+        site : str, optional
+            One site; by default all that can be reached.
+
+        Returns
+        -------
+        dict of str to Usage
+            By site.  An awaitable of it, in asynchronous mode.
+        """
+        return self._run(terms.usage(self._federation, site))
+
+    def accept_license(self, name: str, license: str | None = None) -> Any:
+        """Accept the licence of a dataset; its site writes down that you did.
+
+        Parameters
+        ----------
+        name : str
+            Qualified name, ``site/dataset``.
+        license : str, optional
+            The licence that you read; by default the one that the dataset has
+            now, which is returned.
+
+        Returns
+        -------
+        LicenseTerms
+            What you accepted.  An awaitable of it, in asynchronous mode.
+
+        Raises
+        ------
+        RequestRefused
+            If the dataset is under another licence than `license`.
+        """
+        return self._run(terms.accept_license(self._federation, name, license))
 
     # Life
 
     def as_current(self) -> FederatedClient:
         """Make this client Dask's scheduler, until it is closed or another takes over."""
-        takeover.enter(self)
+        takeover.enter(self, self._computer)
         return self
 
     def close(self) -> Any:
@@ -514,10 +503,7 @@ class FederatedClient(FunctionCaller, Terms):
         An awaitable in asynchronous mode.
         """
         takeover.leave(self)
-        return self._run(self._close())
-
-    async def _close(self) -> None:
-        await self._finder.close()
+        return self._run(self._federation.close())
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> Any:
         return coroutine if self.asynchronous else loop.sync(coroutine)
@@ -541,7 +527,7 @@ class FederatedClient(FunctionCaller, Terms):
         return self._connect().__await__()
 
     async def __aenter__(self) -> FederatedClient:
-        if not self._finder.connections:
+        if not self._federation.connections:
             await self._connect()
         return self.as_current()
 
@@ -552,17 +538,15 @@ class FederatedClient(FunctionCaller, Terms):
         traceback: TracebackType | None,
     ) -> None:
         takeover.leave(self)
-        await self._close()
+        await self._federation.close()
 
     def __dask_tokenize__(self) -> tuple[str, ...]:
-        # xarray names arrays by how they were opened, the client included.
-        addresses = (each.address for each in self._finder.connections.values())
-        return (type(self).__qualname__, *sorted(addresses))
+        return self._federation.__dask_tokenize__()
 
     def __repr__(self) -> str:
-        sites = len(self._finder.connections)
-        functions = f", {len(self._functions)} functions" if self._functions else ""
-        return f"<FederatedClient: {sites} sites, {len(self._datasets)} datasets{functions}>"
+        sites = len(self._federation.connections)
+        functions = f", {len(self.functions)} functions" if self.functions else ""
+        return f"<FederatedClient: {sites} sites, {len(self.datasets)} datasets{functions}>"
 
     def _repr_html_(self) -> str:
         return (
@@ -571,31 +555,7 @@ class FederatedClient(FunctionCaller, Terms):
         )
 
 
-def _computed_here(expression: Any, keys: list[Any]) -> dict[Key, Any]:
-    return dict(zip(keys, dask.threaded.get(expression, keys), strict=True))
-
-
-def _finished(result: Any) -> concurrent.futures.Future[Any]:
-    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    future.set_result(result)
-    return future
-
-
-async def _gathered(futures: list[FederatedFuture[Any]], container: type | None) -> Any:
-    try:
-        results = [await future for future in futures]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-    return results[0] if container is None else container(results)
-
-
-def _node(key: Key, value: Any) -> Any:
-    return held_task(key, value) if isinstance(value, HeldValue) else value
-
-
-def _shaped(keys: Any, results: Mapping[Key, Any]) -> Any:
-    if isinstance(keys, list):
-        return [_shaped(key, results) for key in keys]
-    return results[keys]
+def _several(
+    futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]],
+) -> Iterable[FederatedFuture[Any]]:
+    return [futures] if isinstance(futures, FederatedFuture) else futures

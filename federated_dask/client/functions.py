@@ -17,7 +17,15 @@ from federated_dask.errors import FederatedError, NotFound, Reason, RequestRefus
 from federated_dask.planner.explanation import text_table
 from federated_dask.protocol.call_messages import FunctionDescription, ParameterDescription
 
-__all__ = ["Function", "Functions", "attribute_name", "published", "signature_of"]
+__all__ = [
+    "DescribedFunction",
+    "Function",
+    "Functions",
+    "Submits",
+    "attribute_name",
+    "published",
+    "signature_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +109,8 @@ def attribute_name(name: str) -> str:
     return name.replace("-", "_").replace(".", "_")
 
 
-class Function:
-    """A function that a site publishes.
-
-    Calling it is ``fed.submit`` with its name: it gives a `FederatedFuture`.
+class DescribedFunction:
+    """What is known of a function at a site: how it is called, and what it says of itself.
 
     Attributes
     ----------
@@ -114,8 +120,7 @@ class Function:
         What the site says of it.
     """
 
-    def __init__(self, client: Submits, site: str, description: FunctionDescription) -> None:
-        self._client = client
+    def __init__(self, site: str, description: FunctionDescription) -> None:
         self.site = site
         self.description = description
 
@@ -133,10 +138,6 @@ class Function:
     def parameters(self) -> Mapping[str, ParameterDescription]:
         """Its parameters by name."""
         return {each.name: each for each in self.description.parameters}
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call it; give a `FederatedFuture`."""
-        return self._client.submit(self.name, *arguments, **keywords)
 
     def bind(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
         """Give what was passed by the names of the parameters, defaults left out.
@@ -174,18 +175,6 @@ class Function:
         """Show how it is called: its name and signature."""
         return f"{self.description.name}{self.signature}"
 
-    def as_python(self) -> Callable[..., Any]:
-        """Make an ordinary function of it, for ``help`` and editors to show."""
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            return self(*arguments, **keywords)
-
-        call.__name__ = call.__qualname__ = attribute_name(self.description.name)
-        call.__module__ = self.site
-        call.__doc__ = self.documentation()
-        call.__signature__ = self.signature  # type: ignore[attr-defined]
-        return call
-
     def documentation(self) -> str:
         """Give its docstring."""
         about = self.description
@@ -213,6 +202,33 @@ class Function:
         if limits.concurrent_calls is not None:
             notes.append(f"{limits.concurrent_calls} calls may run at the same time.")
         return textwrap.fill(" ".join(notes), WIDTH)
+
+
+class Function(DescribedFunction):
+    """A function that a site publishes.
+
+    Calling it is ``fed.submit`` with its name: it gives a `FederatedFuture`.
+    """
+
+    def __init__(self, client: Submits, site: str, description: FunctionDescription) -> None:
+        super().__init__(site, description)
+        self._client = client
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Call it; give a `FederatedFuture`."""
+        return self._client.submit(self.name, *arguments, **keywords)
+
+    def as_python(self) -> Callable[..., Any]:
+        """Make an ordinary function of it, for ``help`` and editors to show."""
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            return self(*arguments, **keywords)
+
+        call.__name__ = call.__qualname__ = attribute_name(self.description.name)
+        call.__module__ = self.site
+        call.__doc__ = self.documentation()
+        call.__signature__ = self.signature  # type: ignore[attr-defined]
+        return call
 
     def __repr__(self) -> str:
         return f"<Function {self.name}{self.signature}>"

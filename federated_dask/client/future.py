@@ -17,7 +17,7 @@ from federated_dask.client import loop
 from federated_dask.client.returned import ReturnedObject
 from federated_dask.errors import ConfigurationError, Reason, SiteUnavailable
 
-__all__ = ["CallProgress", "FederatedFuture", "share"]
+__all__ = ["CallProgress", "FederatedFuture", "lazy_result", "share"]
 
 logger = logging.getLogger(__name__)
 
@@ -187,8 +187,7 @@ class FederatedFuture(Generic[T]):
         raise _other_kind(found, "DataArray")
 
     def _lazily(self) -> Any:
-        settled = self._settled()
-        return settled.lazy() if isinstance(settled, ReturnedObject) else settled
+        return _as_lazy(self._settled())
 
     def add_done_callback(self, function: Callable[[FederatedFuture[T]], object]) -> None:
         """Call `function` with this future once it is done, on a thread of its own."""
@@ -206,15 +205,12 @@ class FederatedFuture(Generic[T]):
 
         self._future.add_done_callback(start)
 
-    async def settled(self) -> Any:
-        """Wait for what it was settled with: a result, or what stands for one at its site.
-
-        Others may wait for it too: who gives up waiting does not cancel it.
-        """
+    async def _settlement(self) -> Any:
+        # Others may wait for it too: who gives up waiting does not cancel it.
         return await asyncio.shield(asyncio.wrap_future(self._future))
 
     async def _result(self) -> T:
-        settled = await self.settled()
+        settled = await self._settlement()
         if isinstance(settled, ReturnedObject):
             if settled.is_here:
                 return settled.value  # type: ignore[no-any-return]
@@ -227,6 +223,15 @@ class FederatedFuture(Generic[T]):
     def __repr__(self) -> str:
         what = f"{self._label}, " if self._again is not None else ""
         return f"<{type(self).__name__}: {what}{self.status}>"
+
+
+async def lazy_result(future: FederatedFuture[Any]) -> Any:
+    """Wait for a future; give its result, lazily where that stays at its site."""
+    return _as_lazy(await future._settlement())
+
+
+def _as_lazy(settled: Any) -> Any:
+    return settled.lazy() if isinstance(settled, ReturnedObject) else settled
 
 
 def share(

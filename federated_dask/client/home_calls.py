@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import dask.base
 
+from federated_dask.client.computing import Computer
 from federated_dask.client.future import FederatedFuture
 from federated_dask.errors import NotPermitted
 
 __all__ = ["call_at_home"]
 
 
-class Computes(Protocol):
-    """What it needs of a client."""
-
-    def get(self, dsk: Any, keys: Any, timeout: float | None = None, **kwargs: Any) -> Any:
-        """Compute keys of a graph: the scheduler that Dask calls."""
-
-
 async def call_at_home(
-    client: Computes,
+    computer: Computer,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     keywords: Mapping[str, Any],
@@ -36,7 +30,7 @@ async def call_at_home(
 
     Parameters
     ----------
-    client : FederatedClient
+    computer : Computer
         Computes what is lazy.
     function : callable
         What is called.
@@ -53,7 +47,7 @@ async def call_at_home(
 
     def call() -> Any:
         try:
-            positional, by_name = dask.base.compute(given, named, scheduler=client.get)
+            positional, by_name = dask.base.compute(given, named, scheduler=computer.get)
         except NotPermitted as error:
             raise _refusal(function, error) from error
         return function(*positional, **by_name)

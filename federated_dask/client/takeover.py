@@ -14,18 +14,19 @@ import dask
 import dask.threaded
 
 from federated_dask.client import current
+from federated_dask.client.current import HasConnections
 
 __all__ = ["enter", "leave"]
 
 
-class Computes(current.HasConnections, Protocol):
-    """What Dask needs of a client."""
+class Computes(Protocol):
+    """What Dask needs of who computes."""
 
-    def get(self, dsk: Any, keys: Any, timeout: float | None = None, **kwargs: Any) -> Any:
+    def get(self, dsk: Any, keys: Any, timeout: float | None = None, **options: Any) -> Any:
         """Compute keys of a graph."""
 
-    def persist_waiting(
-        self, items: list[Any], optimize_graph: bool, timeout: float | None, **kwargs: Any
+    def persist(
+        self, items: list[Any], optimize_graph: bool, timeout: float | None, **options: Any
     ) -> list[Any]:
         """Persist collections, and wait for it."""
 
@@ -33,8 +34,9 @@ class Computes(current.HasConnections, Protocol):
 class _Scheduler:
     """What Dask calls in place of a scheduler function; it looks for ``persist`` beside it."""
 
-    def __init__(self, client: Computes) -> None:
+    def __init__(self, client: HasConnections, computer: Computes) -> None:
         self._client = client
+        self._computer = computer
 
     def __call__(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         if (cluster := _own_cluster()) is not None:
@@ -42,7 +44,7 @@ class _Scheduler:
         if not _is_entered(self._client):
             # Another Client that ended later has put this one back into the configuration.
             return dask.threaded.get(dsk, keys, **kwargs)
-        return self._client.get(dsk, keys, **kwargs)
+        return self._computer.get(dsk, keys, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Dask hands its configuration to the processes of workers, which have no such scheduler.
@@ -59,14 +61,14 @@ class _Scheduler:
         """Persist collections, waiting even in asynchronous mode: Dask does not await it."""
         if (cluster := _own_cluster()) is not None:
             return list(cluster.persist(list(collections), optimize_graph=optimize_graph))
-        return self._client.persist_waiting(list(collections), optimize_graph, timeout, **kwargs)
+        return self._computer.persist(list(collections), optimize_graph, timeout, **kwargs)
 
 
 def _no_scheduler() -> None:
     """Give what stands for a client's scheduler in other processes."""
 
 
-def _is_entered(client: Computes) -> bool:
+def _is_entered(client: HasConnections) -> bool:
     with _lock:
         return any(entry.client is client and not entry.over for entry in _entered)
 
@@ -86,12 +88,14 @@ def _own_cluster() -> Any:
 class _Entered:
     """One time that a client became Dask's scheduler, and how to undo it."""
 
-    def __init__(self, client: Computes, previous: current.HasConnections | None) -> None:
+    def __init__(
+        self, client: HasConnections, computer: Computes, previous: HasConnections | None
+    ) -> None:
         self.client = client
         self.previous = previous
         self.over = False
         # P2P rechunking belongs to one scheduler; a plan needs plain tasks.
-        self.scheduler = _Scheduler(client)
+        self.scheduler = _Scheduler(client, computer)
         self.config = dask.config.set(
             {"scheduler": self.scheduler, "array.rechunk.method": "tasks"}
         )
@@ -108,16 +112,16 @@ _entered: list[_Entered] = []
 """Clients that are or were Dask's scheduler, the latest last."""
 
 
-def enter(client: Computes) -> None:
-    """Make a client Dask's scheduler, unless it is already."""
+def enter(client: HasConnections, computer: Computes) -> None:
+    """Make a client Dask's scheduler, unless it is already; `computer` computes for it."""
     with _lock:
         is_scheduler = _entered and dask.config.get("scheduler", None) is _entered[-1].scheduler
         if not is_scheduler or _entered[-1].client is not client:
-            _entered.append(_Entered(client, current.get_current()))
+            _entered.append(_Entered(client, computer, current.get_current()))
             current.set_current(client)
 
 
-def leave(client: Computes) -> None:
+def leave(client: HasConnections) -> None:
     """Let a client be Dask's scheduler no longer; what was before it is again."""
     with _lock:
         for entry in _entered:

@@ -59,8 +59,9 @@ def test_a_site_refuses_what_none_of_its_workers_has(
     with FederatedClient(federation) as fed:
         x = fed.open_dataset("plain/d", chunks={}).x
         # As if the site had lost it since it was asked.
-        for site, facts in list(fed._facts.items()):
-            fed._facts[site] = type(facts)(
+        announced = fed._federation.facts
+        for site, facts in list(announced.items()):
+            announced[site] = type(facts)(
                 facts.name, facts.operations, facts.peers, {"GPU": 1.0} if site == "plain" else {}
             )
         with pytest.raises(RequestRefused, match="asks for GPU") as error:
