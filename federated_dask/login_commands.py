@@ -48,7 +48,7 @@ def login(address: str, ca: Path | None, issuer: str | None, token_file: Path | 
 
 
 def _show(code: object) -> None:
-    from federated_dask.client.login import DeviceCode
+    from federated_dask.client.openid_provider import DeviceCode
 
     assert isinstance(code, DeviceCode)  # noqa: S101
     click.echo(f"Open {code.address}\nand confirm the code {code.code}\n", err=True)

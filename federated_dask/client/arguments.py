@@ -24,6 +24,7 @@ import xarray as xr
 from federated_dask.client.computing import Computer
 from federated_dask.client.delegations import delegate
 from federated_dask.client.federation import Federation
+from federated_dask.client.first_error import first_error
 from federated_dask.client.functions import DescribedFunction
 from federated_dask.client.future import FederatedFuture, lazy_result
 from federated_dask.client.held import HeldValue, held_values
@@ -321,8 +322,5 @@ async def delegations_for(
     elsewhere = [each.source for each in held if each.source.site != site]
     connections = {each.site: federation.connection_of(each.site) for each in elsewhere}
     results = [(each.site, each.lease, each.output) for each in elsewhere]
-    try:
+    with first_error():
         return await delegate(connections, site, results)
-    except BaseExceptionGroup as failures:
-        # Delegations of one call fail alike; one error says it all.
-        raise failures.exceptions[0] from failures.exceptions[0].__cause__

@@ -13,7 +13,6 @@ raises anything but an error of `federated_dask.errors`.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
@@ -21,17 +20,18 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
 
-from federated_dask.client.indexes import Index, encode_index, join, split_index
+from federated_dask.client.indexes import Index
 from federated_dask.client.link_counter import LinkCounter, count_links
+from federated_dask.client.reading import as_array, read_parts
 from federated_dask.client.remote_errors import connection_lost, named_failure, task_error
 from federated_dask.client.requests import JSON, Parameters, RenewedToken, Reply, open_reply
 from federated_dask.client.sessions import check_address, close_sessions, read_trust
-from federated_dask.errors import ConfigurationError, Reason, RequestRefused
+from federated_dask.errors import ConfigurationError, RequestRefused
 from federated_dask.protocol.call_messages import (
     AnyCallEvent,
     CallSubmission,
@@ -69,8 +69,6 @@ T = TypeVar("T")
 
 LONGEST_URL = 7_500
 PROJECT = re.compile(r"[A-Za-z0-9_.\-]{1,128}@[A-Za-z0-9_.\-]{1,128}")
-READS_AT_ONCE = 4
-"""Requests at the same time for one long list of positions."""
 
 
 def _reply_limits() -> Limits:
@@ -300,31 +298,14 @@ class SiteConnection:
         if largest is not None:
             bound = min(largest, limits.buffer_bytes)
             limits = msgspec.structs.replace(limits, buffer_bytes=bound)
-        gate = asyncio.Semaphore(READS_AT_ONCE)
 
-        async def read(part: Index) -> np.ndarray:
-            query = urlencode({"version": version, "index": encode_index(part)}, quote_via=quote)
-            if len(self.address) + len(path) + len(query) > LONGEST_URL:
-                halves = split_index(part)
-                if halves is None:
-                    raise RequestRefused(
-                        "The names of what is to be read are too long for a request.",
-                        reason=Reason.LIMIT_EXCEEDED,
-                        site=self.name,
-                    )
-                axis, first, second = halves
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(read(half)) for half in (first, second)]
-                return join(part, axis, [task.result() for task in tasks])
-            async with gate, self._open("GET", f"{path}?{query}", FRAMES_MEDIA_TYPE) as reply:
+        async def read(query: str) -> np.ndarray:
+            async with self._open("GET", f"{path}?{query}", FRAMES_MEDIA_TYPE) as reply:
                 result, buffers = await reply.frame(Result, limits)
-                return _as_array(decode_value(result.value, buffers))
+                return as_array(decode_value(result.value, buffers))
 
-        try:
-            return await read(index)
-        except ExceptionGroup as group:
-            # The halves fail alike; one error says it all.
-            raise _first(group) from None
+        room = LONGEST_URL - len(self.address) - len(path)
+        return await read_parts(version, index, read, longest_query=room, site=self.name)
 
     def submit(
         self, submission: JobSubmission, buffers: Sequence[Buffer] = ()
@@ -364,7 +345,7 @@ class SiteConnection:
         *,
         idempotent: bool = False,
     ) -> AsyncGenerator[tuple[AnyCallEvent, Frame], None]:
-        """Call a published function and stream what the site has to say.
+        """Call a published function and stream what the site has to say; otherwise as `submit`.
 
         Parameters
         ----------
@@ -378,19 +359,9 @@ class SiteConnection:
         Yields
         ------
         event : Accepted, CallProgress, Heartbeat, Returned or Failure
-            `Returned` or `Failure` is the last; see `task_error` for the latter.
+            `Returned` or `Failure` is the last.
         frame : Frame
             Its frame, with the buffers that the content of a `Returned` refers to.
-
-        Raises
-        ------
-        FederatedError
-            If the site refuses the call, or the connection ends before the call.
-
-        Notes
-        -----
-        Iterate inside ``contextlib.aclosing``: leaving early then closes the
-        request, and the site stops the function.
         """
         return self._events("/calls", submission, buffers, AnyCallEvent, repeatable=idempotent)
 
@@ -513,19 +484,3 @@ def _rebuild(parameters: Parameters) -> SiteConnection:
 
 def _quoted(name: str) -> str:
     return quote(name, safe="")
-
-
-def _as_array(value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, np.generic):
-        return np.asarray(value)
-    # One cftime date or text, where every axis was indexed by an integer.
-    array = np.empty((), dtype=object)
-    array[()] = value
-    return array
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, ExceptionGroup) else error

@@ -19,6 +19,7 @@ from dask.system import CPU_COUNT
 
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.delegations import delegate
+from federated_dask.client.first_error import first_error
 from federated_dask.client.held import HeldValue, Lease
 from federated_dask.client.link_counter import LinkCounter, count_links
 from federated_dask.client.remote_errors import task_error
@@ -109,23 +110,22 @@ async def execute(
     """
     run = _Run(plan, connections, home, report or _NoReport())
     started = time.perf_counter()
-    try:
-        async with asyncio.timeout(timeout):
-            with count_links() as counters:
-                await run.all_stages()
-    except TimeoutError as error:
-        raise SiteUnavailable(
-            f"The compute did not end within {timeout:g} seconds.",
-            reason=Reason.TIMED_OUT,
-            hint="Allow more time with timeout=, or reduce the work; the sites were told to stop.",
-        ) from error
-    except BaseExceptionGroup as group:
-        # Jobs of a stage fail together once one of them does: the first says why.  Its
-        # cause, which tells what happened at the site, stays with it.
-        first = _first(group)
-        raise first from first.__cause__
-    finally:
-        run.let_go()
+    # Jobs of a stage fail together once one of them does.  Outside of the limit of time: a
+    # task at home may raise a TimeoutError of its own.
+    with first_error():
+        try:
+            async with asyncio.timeout(timeout):
+                with count_links() as counters:
+                    await run.all_stages()
+        except TimeoutError as error:
+            raise SiteUnavailable(
+                f"The compute did not end within {timeout:g} seconds.",
+                reason=Reason.TIMED_OUT,
+                hint="Allow more time with timeout=, or reduce the work; the sites were told to "
+                "stop.",
+            ) from error
+        finally:
+            run.let_go()
     seconds = time.perf_counter() - started
     if links is not None:
         for site, counter in counters.items():
@@ -133,13 +133,6 @@ async def execute(
     if learnt is not None:
         learnt.learn(plan.graph, plan.estimates, run.took)
     return run.results(), _record(run, counters, seconds)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Run:

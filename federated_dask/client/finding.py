@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from federated_dask.client.addresses import check_name
 from federated_dask.client.catalogue import Site
 from federated_dask.client.connection import SiteConnection
+from federated_dask.client.first_error import first_error
 from federated_dask.client.login import LoginToken, stored_token
 from federated_dask.errors import (
     ConfigurationError,
@@ -79,11 +79,12 @@ class SiteFinder:
         FederatedError
             If a given site cannot be reached; a peer that cannot says so itself.
         """
-        async with _first_error(), asyncio.TaskGroup() as group:
-            asked = [
-                group.create_task(self._reach(name, address, given=True))
-                for name, address in self._addresses
-            ]
+        with first_error():
+            async with asyncio.TaskGroup() as group:
+                asked = [
+                    group.create_task(self._reach(name, address, given=True))
+                    for name, address in self._addresses
+                ]
         given = [task.result() for task in asked]
         known = {site.name for site, _ in given}
         peers: dict[str, dict[str, list[str]]] = {}
@@ -117,10 +118,11 @@ class SiteFinder:
     async def _ask(
         self, connection: SiteConnection
     ) -> tuple[SiteDescription, Catalogue, tuple[FunctionDescription, ...]]:
-        async with _first_error(), asyncio.TaskGroup() as group:
-            description = group.create_task(connection.describe_site())
-            catalogue = group.create_task(connection.catalogue())
-            published = group.create_task(_published(connection))
+        with first_error():
+            async with asyncio.TaskGroup() as group:
+                description = group.create_task(connection.describe_site())
+                catalogue = group.create_task(connection.catalogue())
+                published = group.create_task(_published(connection))
         return description.result(), catalogue.result(), published.result()
 
     async def _name_at(self, address: str) -> str:
@@ -205,20 +207,3 @@ def _conflict(name: str, stated: Mapping[str, Sequence[str]]) -> ConfigurationEr
         site=name,
         hint=f"Give its address yourself: FederatedClient({{{name!r}: 'https://…', …}}).",
     )
-
-
-class _first_error:  # noqa: N801
-    """Raise the first error of a task group instead of the group."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> Literal[False]:
-        if isinstance(exc, BaseExceptionGroup):
-            raise exc.exceptions[0] from exc.exceptions[0].__cause__
-        return False

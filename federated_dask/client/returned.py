@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from federated_dask.client.connection import SiteConnection
+from federated_dask.client.first_error import first_error
 from federated_dask.client.held import HeldValue, Lease, held_task
 from federated_dask.client.results import check_announced, decode_result, misbehaved
 from federated_dask.errors import FederatedError, Reason, RequestRefused
@@ -139,14 +140,11 @@ class ReturnedObject:
                 arrays[parts.first] = np.empty(parts.shape, decode_dtype(parts.dtype))
             arrays[parts.first][place] = array
 
-        try:
+        with first_error():
             async with asyncio.TaskGroup() as group:
                 for parts in parts_of(self.returned.content):
                     for number in range(parts.count):
                         group.create_task(bring(parts, number))
-        except BaseExceptionGroup as failures:
-            # They fail alike; the first says it all.
-            raise failures.exceptions[0] from failures.exceptions[0].__cause__
         return self._put_together(arrays)
 
     async def _fetch_part(self, parts: Parts, number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from xarray.core import indexing
 
 from federated_dask.client import backend, current
 from federated_dask.client.connection import SiteConnection
-from federated_dask.client.datasets import FederatedBackendArray
+from federated_dask.client.remote_variable import FederatedBackendArray
 from federated_dask.errors import ConfigurationError, NotFound, Reason
 from federated_dask.planner.sources import SourceReference
 from site_plugins.datasets import StoredDataset

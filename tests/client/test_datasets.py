@@ -13,11 +13,10 @@ import xarray as xr
 
 from federated_dask.client import loop
 from federated_dask.client.connection import SiteConnection
-from federated_dask.client.datasets import (
+from federated_dask.client.datasets import build_dataset, fetch_dataset
+from federated_dask.client.remote_variable import (
     FederatedBackendArray,
     RemoteVariable,
-    build_dataset,
-    fetch_dataset,
     remote_variable_of,
 )
 from federated_dask.errors import NotFound, RequestRefused, SiteUnavailable, VersionChanged

@@ -17,8 +17,9 @@ import xarray as xr
 from federated_dask import FederatedClient
 from federated_dask.client import login as login_module
 from federated_dask.client.connection import SiteConnection
-from federated_dask.client.login import DeviceCode, LoginToken, log_in, stored_token
+from federated_dask.client.login import LoginToken, log_in, stored_token
 from federated_dask.client.login_store import StoredLogin, delete_login, load_login, save_login
+from federated_dask.client.openid_provider import DeviceCode
 from federated_dask.errors import ConfigurationError, NotAuthenticated, NotFound, SiteUnavailable
 from site_plugins import LocalFederation, issuer_keys
 from tests.openid.provider import OpenIDProvider, run_provider
