@@ -101,8 +101,13 @@ def _name(text: str) -> str:
 
 
 def _file(path: Path, info: ValidationInfo) -> Path:
-    path = _folder(info) / path.expanduser()
-    if not path.is_file():
+    path = _folder(info) / _expanded(path)
+    try:
+        is_there = path.is_file()
+    except OSError:
+        # Too long to be one, say.
+        is_there = False
+    if not is_there:
         raise ValueError(f"names a file that does not exist ({path})")
     return path
 
@@ -110,7 +115,7 @@ def _file(path: Path, info: ValidationInfo) -> Path:
 def _store(path: str, info: ValidationInfo) -> str:
     if "://" in path or "::" in path:
         return path
-    return str(_folder(info) / Path(path).expanduser())
+    return str(_folder(info) / _expanded(Path(path)))
 
 
 def _folder(info: ValidationInfo) -> Path:
@@ -119,7 +124,14 @@ def _folder(info: ValidationInfo) -> Path:
 
 
 def _place(path: Path, info: ValidationInfo) -> Path:
-    return _folder(info) / path.expanduser()
+    return _folder(info) / _expanded(path)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("names the home of a user who is not there") from None
 
 
 def _address(text: str) -> str:
@@ -463,16 +475,23 @@ def load_config(path: str | Path) -> SiteConfig:
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path} does not exist.", hint="`federated-dask site init DIR` writes one."
         ) from None
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}.") from error
-    return parse_config(data, path.absolute().parent, source=str(path))
+    return parse_toml(content, path.absolute().parent, source=str(path))
+
+
+def parse_toml(content: bytes, folder: Path, *, source: str = "site.toml") -> SiteConfig:
+    """Read the content of a `site.toml`; as `parse_config`."""
+    try:
+        data = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{source} is not TOML: {error}.") from error
+    return parse_config(data, folder, source=source)
 
 
 def parse_config(data: Mapping[str, Any], folder: Path, *, source: str = "site.toml") -> SiteConfig:

@@ -39,7 +39,7 @@ from site_plugins.peers import PeerList, plain_certificates, plain_public_key
 from site_plugins.registry import Registry
 from site_plugins.statements import StatementSigner, StatementVerifier
 
-__all__ = ["InvitationCode", "Invitations", "introduction", "join_request"]
+__all__ = ["InvitationCode", "Invitations", "introduction", "join_request", "shown_by"]
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS invitations (
@@ -147,23 +147,9 @@ class Invitations:
         digest = _digest(asked.secret)
         # Read only: strangers do not get to make the site write, or wait for who writes.
         if not self._holds(digest, asked.name):
-            raise self._refused("The invitation does not hold, or not any more.")
-        try:
-            address = PeerSection(name=asked.name, address=asked.address).address
-            public_key = plain_public_key(asked.public_key)
-            ca = None if asked.ca is None else plain_certificates(asked.ca)
-        except ValueError as error:
-            raise RequestRefused(
-                "Address, public key or certificates cannot be those of a site.",
-                reason=Reason.INVALID_ARGUMENT,
-                site=self._config.name,
-            ) from error
+            raise _refused("The invitation does not hold, or not any more.", self._config.name)
         fingerprint = _fingerprint(self._config.endpoint.certificate)
-        expected = _claims(asked, fingerprint)
-        verifier = StatementVerifier(public_key.encode())
-        stated = verifier.verify(JOIN, asked.statement, JOIN_SECONDS)
-        if stated is None or any(stated.get(name) != value for name, value in expected.items()):
-            raise self._refused("The site does not show that it holds its key.")
+        address, public_key, ca = shown_by(asked, fingerprint, self._config.name)
         self._use(digest, asked.name, public_key)
         if not self._peers.has(asked.name, public_key):
             try:
@@ -191,15 +177,53 @@ class Invitations:
                 (digest, name, time.time()),
             ).rowcount
         if not used:
-            raise self._refused("The invitation does not hold, or not any more.")
+            raise _refused("The invitation does not hold, or not any more.", self._config.name)
 
-    def _refused(self, message: str) -> NotAuthenticated:
-        return NotAuthenticated(
-            message,
-            reason=Reason.TOKEN_INVALID,
-            site=self._config.name,
-            hint="Ask the operator of that site for a new code.",
-        )
+
+def shown_by(asked: JoinRequest, fingerprint: bytes, site: str) -> tuple[str, str, str | None]:
+    """Give address, public key and certificates of a site that shows that it holds its key.
+
+    Parameters
+    ----------
+    asked : JoinRequest
+        What it sent.
+    fingerprint : bytes
+        Of the certificate of the site to which it did.
+    site : str
+        Name of that one, shown in errors.
+
+    Raises
+    ------
+    NotAuthenticated
+        If it does not show it.
+    RequestRefused
+        If address, key or certificates cannot be ones.
+    """
+    try:
+        address = PeerSection(name=asked.name, address=asked.address).address
+        public_key = plain_public_key(asked.public_key)
+        ca = None if asked.ca is None else plain_certificates(asked.ca)
+    except ValueError as error:
+        raise RequestRefused(
+            "Address, public key or certificates cannot be those of a site.",
+            reason=Reason.INVALID_ARGUMENT,
+            site=site,
+        ) from error
+    expected = _claims(asked, fingerprint)
+    verifier = StatementVerifier(public_key.encode())
+    stated = verifier.verify(JOIN, asked.statement, JOIN_SECONDS)
+    if stated is None or any(stated.get(name) != value for name, value in expected.items()):
+        raise _refused("The site does not show that it holds its key.", site)
+    return address, public_key, ca
+
+
+def _refused(message: str, site: str) -> NotAuthenticated:
+    return NotAuthenticated(
+        message,
+        reason=Reason.TOKEN_INVALID,
+        site=site,
+        hint="Ask the operator of that site for a new code.",
+    )
 
 
 def introduction(config: SiteConfig) -> SiteIntroduction:

@@ -186,7 +186,13 @@ def plain_certificates(text: str) -> str:
     certificates = x509.load_pem_x509_certificates(text.encode())
     if len(certificates) > MOST_CERTIFICATES:
         raise ValueError(f"more than {MOST_CERTIFICATES} certificates")
-    return "".join(each.public_bytes(Encoding.PEM).decode() for each in certificates)
+    plain = "".join(each.public_bytes(Encoding.PEM).decode() for each in certificates)
+    try:
+        # Whoever takes them in is sure that they can be used.
+        ssl.create_default_context(cadata=plain)
+    except ssl.SSLError as error:
+        raise ValueError("certificates that TLS does not take") from error
+    return plain
 
 
 def _learnt(name: str, address: str, ca: str | None, public_key: str) -> KnownPeer:

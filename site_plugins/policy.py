@@ -241,6 +241,18 @@ class Policy:
             grants=tuple(self._grants[each] for each in sorted(ids) if each in self._grants),
         )
 
+    def left(self, principal: Principal, action: str, resource: str) -> list[str]:
+        """Tell the projects that a principal left meanwhile and by which it was allowed something.
+
+        None of them, where it is something else that ended.
+        """
+        standing = self.standing(principal)
+        ended = set(principal.projects) - set(() if standing is None else standing.projects)
+        grants = self.decide(principal, action, resource).grants
+        return sorted(
+            project for project in ended if f"project:{project}" in {g.to for g in grants}
+        )
+
     def is_embargoed(self, resource: str) -> bool:
         """Say whether a dataset is, for now, for those to whom it was granted by its name."""
         kind, _, name = resource.partition(":")

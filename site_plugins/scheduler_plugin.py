@@ -342,9 +342,10 @@ class SitePlugin(SchedulerPlugin):
             )
         held = sum(lease.nbytes for lease in own) + nbytes
         if held > (limit := self._held_limit()):
+            # How many there would be may tell what they are made of.
             return RequestRefused(
-                f"Your held results would take {held:,} bytes; this site holds {limit:,} for one "
-                "person.",
+                f"Your held results would take more than the {limit:,} bytes that this site holds "
+                "for one person.",
                 reason=Reason.LIMIT_EXCEEDED,
                 hint=hint,
             )

@@ -189,7 +189,7 @@ class Returned(JobEvent, frozen=True, kw_only=True, tag="returned"):
     lease: str | None = None
     lease_seconds: Seconds | None = None
     derived: tuple[tuple[str, int | None], ...] = ()
-    """Datasets that it derives from, and how many bytes of each one job may release."""
+    """Datasets that it derives from, and how many bytes of each may still leave."""
     compute_seconds: float = 0.0
 
 

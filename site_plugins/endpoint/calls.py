@@ -365,11 +365,7 @@ class CallRunner:
             content = CONTENT.decode(outcome.content)
         else:
             content = await asyncio.to_thread(CONTENT.decode, outcome.content)
-        accounts = call.release.accounts
-        derived = tuple(
-            (name, accounts[name].total if name in accounts else None)
-            for name in sorted(call.derived)
-        )
+        derived = tuple((name, call.release.left(name)) for name in sorted(call.derived))
         returned = Returned(
             content=content,
             outputs=len(outcome.parts),

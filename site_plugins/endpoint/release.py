@@ -80,6 +80,13 @@ class Release:
         """Those of some datasets of which not everything may leave."""
         return [name for name in sorted(datasets) if name in self.accounts]
 
+    def left(self, dataset: str) -> int | None:
+        """Tell how much of a dataset may still leave; None where nothing binds."""
+        account = self.accounts.get(dataset)
+        if account is None:
+            return None
+        return max(0, account.total - self.ledger.used(account.name, dataset))
+
     def withheld(self, datasets: Iterable[str]) -> list[str]:
         """Those of some datasets whose values no message may quote."""
         return [
@@ -102,12 +109,25 @@ class Release:
             if name not in self.egress:
                 continue
             if not self.policy.allows(self.principal, "compute", f"dataset:{name}"):
-                raise NotPermitted(
-                    f"You may not compute with dataset {name!r} any more.",
-                    reason=Reason.NOT_PERMITTED,
-                    site=self.policy.site,
-                    hint="Ask the site's operator, who revoked the grant.",
-                )
+                raise self._ended(name)
+
+    def _ended(self, dataset: str) -> NotPermitted:
+        """Say why a principal may not compute with a dataset any more."""
+        message = f"You may not compute with dataset {dataset!r} any more"
+        left = self.policy.left(self.principal, "compute", f"dataset:{dataset}")
+        if left:
+            return NotPermitted(
+                f"{message}: it was open to members of {', '.join(left)}, and you are none now.",
+                reason=Reason.NOT_PERMITTED,
+                site=self.policy.site,
+                hint="Ask who leads the project; where its site does not answer, try again later.",
+            )
+        return NotPermitted(
+            f"{message}: the grant was revoked.",
+            reason=Reason.NOT_PERMITTED,
+            site=self.policy.site,
+            hint="Ask the site's operator.",
+        )
 
     def require_quotas(self) -> None:
         """Raise `NotPermitted` where a running job uses up a quota."""

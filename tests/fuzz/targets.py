@@ -22,6 +22,7 @@ from federated_dask.protocol.call_messages import CallSubmission, Functions, Ret
 from federated_dask.protocol.codecs import _by_name
 from federated_dask.protocol.frames import Buffer, Frame, FrameDecoder, decode_message, encode_frame
 from federated_dask.protocol.graph import Graph, check_graph
+from federated_dask.protocol.identity_messages import JoinRequest
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import (
     AnyJobEvent,
@@ -35,15 +36,18 @@ from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.structures import Object, check_parts, put_together
 from federated_dask.protocol.trees import InstanceValue, Value
 from federated_dask.protocol.values import decode_value, encode_value
+from site_plugins.config import parse_toml
 from site_plugins.endpoint.indexing import parse_index
 from site_plugins.endpoint.negotiation import best_of
 from site_plugins.endpoint.plain import object_from_json
 from site_plugins.endpoint.tasks import build_graph
 from site_plugins.entitlements import groups_of
+from site_plugins.invitations import InvitationCode, join_request, shown_by
 from site_plugins.keys import new_issuer_key, public_key_of
 from site_plugins.signed_texts import peek
 from site_plugins.statements import StatementSigner, StatementVerifier
 from site_plugins.tokens import TokenVerifier
+from tests.site_plugins.lone_sites import SiteAlone
 
 __all__ = ["TARGETS", "seeds", "warm_up"]
 
@@ -180,10 +184,27 @@ def tokens(data: bytes) -> None:
     verifier.verify(text)
 
 
+def invitations(data: bytes) -> None:
+    """An invitation's code, and what a site that was invited sends."""
+    with contextlib.suppress(FederatedError):
+        InvitationCode.parse(data.decode("latin-1"))
+    try:
+        asked = msgspec.json.decode(data, type=JoinRequest)
+    except UNPARSED:
+        return
+    shown_by(asked, bytes(32), "north")
+
+
+def settings(data: bytes) -> None:
+    """A `site.toml`; its paths are beside this file, so that some of them are there."""
+    parse_toml(data, Path(__file__).parent)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        frames, messages, graph, values, codecs, objects, indices, arguments, tokens,
+        frames, messages, graph, values, codecs, objects, indices, arguments, tokens, invitations,
+        settings,
     )
 }  # fmt: skip
 
@@ -195,6 +216,46 @@ def run(name: str, data: bytes) -> None:
 
 
 # What fuzzing begins with
+
+SETTINGS = b"""
+[site]
+name = "north"
+address = "https://north.example:8786"
+[endpoint]
+port = 0
+certificate = "targets.py"
+private_key = "targets.py"
+origins = ["https://page.example"]
+[tokens]
+private_key = "targets.py"
+[cluster]
+n_workers = 1
+memory_limit = "1GiB"
+[[issuers]]
+name = "aai"
+url = "https://idp.example"
+audience = "north"
+[[peers]]
+name = "south"
+address = "https://south.example"
+[[grants]]
+to = "group:climate"
+may = ["compute"]
+on = ["dataset:soil-*"]
+[datasets.a1b]
+path = "a1b.zarr"
+[datasets.soil-1]
+path = "soil.nc"
+egress = "derived"
+share = 0.1
+embargo = 2030-01-01
+[functions]
+modules = ["published"]
+[limits]
+buffer_bytes = "16MiB"
+[quotas]
+concurrent_jobs = 3
+"""
 
 
 def _framed(tree: bytes, buffers: list[Buffer]) -> bytes:
@@ -286,6 +347,21 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from (text.encode() for text in _seeds_of_tokens())
         yield b"urn:geant:example.org:group:a:b:role=r#auth"
         yield b"image/png;q=0.5, application/*"
+    elif name == "invitations":
+        yield from _seeds_of_invitations()
+    elif name == "settings":
+        yield SETTINGS
+
+
+@cache
+def _seeds_of_invitations() -> tuple[bytes, ...]:
+    folder = Path(tempfile.mkdtemp())
+    south = SiteAlone(folder, "south")
+    code = InvitationCode(secret="s" * 24, fingerprint=bytes(32))
+    asked = join_request(south.config, code)
+    assert shown_by(asked, bytes(32), "north")[0] == asked.address
+    without = msgspec.structs.replace(asked, ca=None)
+    return str(code).encode(), msgspec.json.encode(asked), msgspec.json.encode(without)
 
 
 def warm_up() -> None:

@@ -24,14 +24,19 @@ from federated_dask.errors import (
     RequestRefused,
     SiteUnavailable,
 )
+from federated_dask.protocol.messages import Egress
 from federated_dask.protocol.project_messages import MembershipAnswer, MembershipQuestion
 from site_plugins import LocalFederation, memberships
+from site_plugins.audit import Audit
+from site_plugins.endpoint.release import Release
 from site_plugins.grants import Grant
 from site_plugins.invitations import join_request
+from site_plugins.ledger import Ledger
 from site_plugins.memberships import Memberships
 from site_plugins.peers import KnownPeer
 from site_plugins.policy import Policy
 from site_plugins.projects import ProjectStore
+from site_plugins.quotas import Quotas
 from site_plugins.registry import Registry
 from site_plugins.revocations import Revocations
 from site_plugins.tokens import Principal
@@ -242,6 +247,36 @@ async def test_a_site_honours_the_members_of_a_peers_project(north: Home, south:
     south.policy.standing = south.memberships.standing
     assert south.policy.allows(member, "compute", "dataset:soil")
     assert not south.policy.allows(BOB, "compute", "dataset:soil")
+
+
+def released_to(site: Home, principal: Principal) -> Release:
+    quotas, ledger = Quotas(site.registry), Ledger(site.registry)
+    egress = {"soil": Egress(tier="open")}
+    return Release(site.policy, ledger, quotas, Audit(None), principal, egress, {})
+
+
+async def test_what_ended_is_said(
+    north: Home, south: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_bob(north.projects)
+    member = person("bob", BOB.issuer, projects=await south.memberships.of(BOB))
+    south.policy.standing = south.memberships.standing
+    release = released_to(south, member)
+    release.require()
+    monkeypatch.setattr(south.memberships, "_still", lambda *about: False)
+    with pytest.raises(NotPermitted, match="members of drought@north") as error:
+        release.require()
+    assert "revoked" not in str(error.value)
+
+
+def test_a_grant_that_is_revoked_is_said_to_be(south: Home) -> None:
+    granted = south.policy.add("user:ada", ["compute"], ["dataset:soil"], by="test")
+    ada = person("ada", south.config.token_issuer)
+    release = released_to(south, ada)
+    release.require()
+    south.policy.revoke(granted.id)
+    with pytest.raises(NotPermitted, match="the grant was revoked"):
+        release.require()
 
 
 async def test_own_projects_need_nobody(north: Home, south: Home) -> None:

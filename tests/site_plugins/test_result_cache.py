@@ -1,6 +1,8 @@
 """Results of finished jobs are kept: an equal or overlapping query reads nothing twice."""
 
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import xarray as xr
 
 from federated_dask import FederatedClient
-from site_plugins import LocalFederation
+from site_plugins import LocalFederation, result_cache
 from tests.client.sites import Inside
 
 SEED = np.random.default_rng(0)
@@ -25,7 +27,6 @@ def federation() -> Iterator[LocalFederation]:
             "datasets": {"d": data()},
             "limits": {"cache_seconds": 600, "cache_bytes": 10_000},
         },
-        "brief": {"datasets": {"e": data()}, "limits": {"cache_seconds": 0.2}},
         "none": {"datasets": {"f": data()}},
     }
     with LocalFederation(sites) as made:
@@ -69,9 +70,20 @@ def test_what_is_too_large_is_not_kept(fed: FederatedClient) -> None:
         assert read(fed, "keeps") == whole.nbytes
 
 
-def test_results_go_after_their_time(fed: FederatedClient, federation: LocalFederation) -> None:
-    fed.open_dataset("brief/e", chunks={}).x.mean("time").compute()
-    Inside(federation, "brief").until_idle()
+def test_results_go_after_their_time(
+    fed: FederatedClient, federation: LocalFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = fed.open_dataset("keeps/d", chunks={}).x.std("time")
+    query.compute()
+    query.compute()
+    assert read(fed, "keeps") == 0
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 601)
+    monkeypatch.setattr(result_cache, "time", later)
+    # Nobody holds anything but the cache.
+    Inside(federation, "keeps").until_idle()
+    monkeypatch.undo()
+    query.compute()
+    assert read(fed, "keeps") > 0
 
 
 def test_the_oldest_goes_first(fed: FederatedClient) -> None:
