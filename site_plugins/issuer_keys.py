@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import aiohttp
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from federated_dask.errors import ConfigurationError
 from site_plugins.config import IssuerSection
+from site_plugins.outgoing import NETWORK_ERRORS, OutgoingSession, read_up_to
 from site_plugins.signed_texts import decode_part, is_text, parse_json
 
 __all__ = ["ALGORITHMS", "IssuerKeys", "KeysUnavailable", "ProviderKey"]
@@ -95,7 +95,7 @@ class IssuerKeys:
         self._fetched = self._searched = -float("inf")
         self._retry = -float("inf")
         self._fetching: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._session = OutgoingSession(headers={"Accept": "application/json"})
 
     async def find(self, kid: str | None, algorithm: str) -> ProviderKey | None:
         """Give the key that a token names, or None where the issuer has no such key.
@@ -151,7 +151,7 @@ class IssuerKeys:
             listed = document.get("keys")
             if not isinstance(listed, list):
                 raise ValueError("the key set lists no keys")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RecursionError) as error:
+        except (*NETWORK_ERRORS, ValueError, RecursionError) as error:
             self._retry = self._clock() + RETRY_SECONDS
             logger.warning("Keys of issuer %s not fetched: %s", self._section.url, error)
             return
@@ -170,42 +170,23 @@ class IssuerKeys:
         return address
 
     async def _document(self, address: str) -> dict[str, Any]:
-        session = self._open_session()
-        async with session.get(address, ssl=self._trust, allow_redirects=False) as reply:
+        async with self._session.request("GET", address, self._trust) as reply:
             if reply.status != 200:
                 raise ValueError(f"status {reply.status}")
-            body = bytearray()
-            async for data in reply.content.iter_any():
-                body += data
-                if len(body) > LONGEST_DOCUMENT:
-                    raise ValueError("a document is too long")
-        parsed = parse_json(bytes(body))
+            body = await read_up_to(reply, LONGEST_DOCUMENT)
+        if body is None:
+            raise ValueError("a document is too long")
+        parsed = parse_json(body)
         if not isinstance(parsed, dict):
             raise ValueError("a document is no object")
         return parsed
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                trust_env=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # HTTP's compression has no cap.
-                auto_decompress=False,
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-                connector=aiohttp.TCPConnector(force_close=True),
-            )
-        return self._session
 
     async def close(self) -> None:
         """End what is being fetched, and close the connection."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])
-        if self._session is not None:
-            await self._session.close()
-            # aiohttp ends its TLS connections one turn of the loop later.
-            await asyncio.sleep(0)
-            self._session = None
+        await self._session.close()
 
 
 def _usable(entry: object) -> _Known | None:

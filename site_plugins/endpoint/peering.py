@@ -20,16 +20,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-import msgspec
-
 from federated_dask.errors import (
-    FederatedError,
     NotAuthenticated,
     NotFound,
     NotPermitted,
@@ -39,11 +34,13 @@ from federated_dask.errors import (
 )
 from federated_dask.protocol.frames import Frame, FrameDecoder, decode_message
 from federated_dask.protocol.limits import Limits
-from federated_dask.protocol.messages import Failure, Result
+from federated_dask.protocol.messages import Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import decode_value
 from site_plugins.config import SiteConfig
 from site_plugins.keys import public_key_of
+from site_plugins.outgoing import NETWORK_ERRORS, OutgoingSession, read_up_to
+from site_plugins.peer_requests import refusal_of, unlike_a_site
 from site_plugins.peers import KnownPeer, PeerList
 from site_plugins.registry import Registry
 from site_plugins.statements import StatementSigner, StatementVerifier
@@ -55,13 +52,10 @@ DELEGATION = "delegation+jwt"
 PEER = "peer+jwt"
 DELEGATION_SECONDS = 600.0
 PEER_SECONDS = 60.0
-CONNECT_SECONDS = 20.0
-SILENCE_SECONDS = 60.0
 PULL_SECONDS = 600.0
 """Longest time that one value may take, whatever drips in meanwhile."""
 PIECE = 2**20
 LONGEST_REFUSAL = 64 * 1024
-LONGEST_MESSAGE = 1000
 TIERS = ("open", "derived")
 DATASET = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 LEASE = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -114,7 +108,7 @@ class Peering:
         self._site = config.name
         self._signer = StatementSigner(config.tokens.private_key)
         self._own = StatementVerifier(public_key_of(config.tokens.private_key))
-        self._session: aiohttp.ClientSession | None = None
+        self._session = OutgoingSession(keep_alive=True)
 
     @property
     def trusted(self) -> frozenset[str]:
@@ -316,7 +310,7 @@ class Peering:
         try:
             async with asyncio.timeout(PULL_SECONDS):
                 frame, nbytes = await self._fetch(known, url, headers, limits)
-        except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
+        except NETWORK_ERRORS as error:
             raise SiteUnavailable(
                 f"The peer {peer!r} did not hand over a value ({type(error).__name__}).",
                 reason=Reason.UNREACHABLE,
@@ -327,21 +321,18 @@ class Peering:
             result = decode_message(frame, Result)
             value = decode_value(result.value, frame.buffers, table)
         except RequestRefused as error:
-            raise self._unlike_a_site(peer) from error
+            raise unlike_a_site(peer, self._site) from error
         if result.output != output:
-            raise self._unlike_a_site(peer)
+            raise unlike_a_site(peer, self._site)
         return Pulled(value=value, nbytes=nbytes)
 
     async def _fetch(
         self, known: KnownPeer, url: str, headers: Mapping[str, str], limits: Limits
     ) -> tuple[Frame, int]:
         peer = known.name
-        session = self._open_session()
-        async with session.get(
-            url, headers=headers, ssl=known.trust, allow_redirects=False
-        ) as reply:
+        async with self._session.request("GET", url, known.trust, headers=headers) as reply:
             if reply.status != 200:
-                raise self._refusal(await _bounded(reply), peer)
+                raise refusal_of(await read_up_to(reply, LONGEST_REFUSAL), peer, self._site)
             decoder = FrameDecoder(limits)
             frames: list[Frame] = []
             received = 0
@@ -356,58 +347,15 @@ class Peering:
                 if error.reason is Reason.LIMIT_EXCEEDED:
                     error.message = f"A value of the peer {peer!r}: {error.message}"
                     raise
-                raise self._unlike_a_site(peer) from error
+                raise unlike_a_site(peer, self._site) from error
         if len(frames) != 1:
-            raise self._unlike_a_site(peer)
+            raise unlike_a_site(peer, self._site)
         return frames[0], received
-
-    def _refusal(self, body: bytes, peer: str) -> FederatedError:
-        try:
-            failure = msgspec.json.decode(body, type=Failure)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._unlike_a_site(peer)
-        message = f"The peer {peer!r} refused: {failure.message[:LONGEST_MESSAGE]}"
-        return msgspec.structs.replace(failure, message=message, site=peer).to_error()
-
-    def _unlike_a_site(self, peer: str) -> SiteUnavailable:
-        return SiteUnavailable(
-            f"The peer {peer!r} did not answer as a site does.",
-            reason=Reason.INTERNAL,
-            site=self._site,
-            hint="Tell the operator of that site.",
-        )
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(
-                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
-            )
-            self._session = aiohttp.ClientSession(
-                timeout=timeout,
-                trust_env=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                # Frames are compressed already, with caps; HTTP's compression has none.
-                auto_decompress=False,
-            )
-        return self._session
 
     async def close(self) -> None:
         """Close the connections to the peers."""
-        if self._session is not None:
-            await self._session.close()
-            # aiohttp ends its TLS connections one turn of the loop later.
-            await asyncio.sleep(0)
-            self._session = None
+        await self._session.close()
 
 
 def _digest(delegation: str) -> str:
     return hashlib.sha256(delegation.encode()).hexdigest()
-
-
-async def _bounded(reply: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for data in reply.content.iter_chunked(LONGEST_REFUSAL):
-        body += data
-        if len(body) > LONGEST_REFUSAL:
-            break
-    return bytes(body[:LONGEST_REFUSAL])
