@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
 from federated_dask.client import loop
-from federated_dask.client.login import connection_at
+from federated_dask.client.remote_site import RemoteSite
 from federated_dask.client.sessions import check_address
 from federated_dask.errors import ConfigurationError
 from federated_dask.protocol.grant_messages import Grant, NewGrant
@@ -68,71 +66,46 @@ def parse_link(link: str) -> tuple[str, ProjectCode]:
     return check_address(address), found
 
 
-class RemoteProjects:
-    """Projects of the site at an address.
-
-    Parameters
-    ----------
-    address : str
-        Endpoint of the site.
-    token : str, optional
-        By default that of `federated-dask login`.
-    verify : bool or Path, optional
-        Certificate authorities to trust; by default those of the login.
-    """
-
-    def __init__(
-        self, address: str, token: str | None = None, verify: bool | Path | None = None
-    ) -> None:
-        self._site = connection_at(address, token, verify)
-        self.address = self._site.address
+class RemoteProjects(RemoteSite):
+    """Projects of the site at an address."""
 
     def projects(self) -> Projects:
         """List those of which one is a member."""
-        return loop.sync(self._site.ask("GET", "/projects", Projects))
+        return self._ask("GET", "/projects", Projects)
 
     def create(self, name: str) -> Project:
         """Make a project."""
-        return loop.sync(self._site.ask("POST", "/projects", Project, NewProject(name=name)))
+        return self._ask("POST", "/projects", Project, NewProject(name=name))
 
     def members(self, name: str) -> Project:
         """Give a project with its members."""
-        return loop.sync(self._site.ask("GET", _path(name), Project))
+        return self._ask("GET", _path(name), Project)
 
     def invite(self, name: str, *, uses: int = 1, lifetime: float = 7 * 86_400.0) -> str:
         """Give a link by which others join."""
         wanted = NewInvitation(uses=uses, lifetime=lifetime)
         path = f"{_path(name)}/invitations"
-        return link_of(self.address, loop.sync(self._site.ask("POST", path, Invited, wanted)))
+        return link_of(self._site.address, self._ask("POST", path, Invited, wanted))
 
     def join(self, code: ProjectCode) -> Project:
         """Join a project of this site, or of a peer of it."""
-        return loop.sync(self._site.ask("POST", "/projects/join", Project, code))
+        return self._ask("POST", "/projects/join", Project, code)
 
     def leave(self, name: str) -> Project:
         """Leave a project."""
-        return loop.sync(self._site.ask("DELETE", f"{_path(name)}/membership", Project))
+        return self._ask("DELETE", f"{_path(name)}/membership", Project)
 
     def remove(self, name: str, issuer: str, subject: str) -> Project:
         """Remove a member."""
         who = MemberRef(issuer=issuer, subject=subject)
-        return loop.sync(self._site.ask("POST", f"{_path(name)}/removals", Project, who))
+        return self._ask("POST", f"{_path(name)}/removals", Project, who)
 
     def share(self, project: str, actions: tuple[str, ...], resources: tuple[str, ...]) -> Grant:
         """Let a project's members use datasets and functions of this site."""
         if "@" not in project:
             project = f"{project}@{loop.sync(self._site.health()).get('site', '')}"
         new = NewGrant(to=f"project:{project}", may=actions, on=resources)  # type: ignore[arg-type]
-        return loop.sync(self._site.ask("POST", "/grants", Grant, new))
-
-    def close(self) -> None:
-        """Close the connection."""
-
-        async def close() -> None:
-            await self._site.close()
-            await asyncio.sleep(0)
-
-        loop.sync(close())
+        return self._ask("POST", "/grants", Grant, new)
 
 
 def _path(name: str) -> str:

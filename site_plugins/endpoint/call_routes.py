@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
 from federated_dask.errors import Reason
@@ -22,6 +21,7 @@ from site_plugins.endpoint.bodies import receive_frame
 from site_plugins.endpoint.call_admission import Call
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.code import admit_code, require_code
+from site_plugins.endpoint.json_messages import json_reply
 from site_plugins.endpoint.schemas import failures, frames, json_of
 from site_plugins.endpoint.streams import FrameStream
 
@@ -37,10 +37,6 @@ def _calls(request: Request) -> CallRunner:
     return calls
 
 
-def _json(message: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(message), media_type="application/json")
-
-
 @router.get(
     "/functions",
     tags=["functions"],
@@ -52,7 +48,7 @@ async def functions(request: Request, principal: Asker) -> Response:
     """List the functions of the site that you may know of, with their signatures."""
     admission = _calls(request).admission
     found = await admission.functions(principal)
-    return _json(
+    return json_reply(
         Functions(
             site=admission.gateway.site, functions=tuple(function.description for function in found)
         )
@@ -71,7 +67,7 @@ async def functions(request: Request, principal: Asker) -> Response:
 )
 async def function(request: Request, principal: Asker, name: FunctionName) -> Response:
     """Describe a function: parameters, result, limits, and the JSON Schema of its arguments."""
-    return _json((await _calls(request).admission.function(name, principal)).description)
+    return json_reply((await _calls(request).admission.function(name, principal)).description)
 
 
 @router.post(

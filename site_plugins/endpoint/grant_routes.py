@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Path, Request, Response
 
 from federated_dask.errors import Reason
@@ -17,8 +16,8 @@ from federated_dask.protocol.grant_messages import (
     NewGrant,
 )
 from site_plugins.endpoint.authentication import Asker
+from site_plugins.endpoint.json_messages import json_reply, json_request
 from site_plugins.endpoint.schemas import failures, json_body, json_of
-from site_plugins.endpoint.terms_routes import json_request
 from site_plugins.granting import Granting
 from site_plugins.tokens import Principal
 
@@ -32,10 +31,6 @@ def _granting(request: Request, principal: Principal) -> Granting:
     return Granting(state.policy, state.audit, principal)
 
 
-def _json(message: msgspec.Struct, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(message), status, media_type="application/json")
-
-
 @router.get(
     "/grants",
     tags=["grants"],
@@ -45,7 +40,7 @@ def _json(message: msgspec.Struct, status: int = 200) -> Response:
 )
 async def grants(request: Request, principal: Asker) -> Response:
     """List the grants that touch what you administer, and only that part of them."""
-    return _json(_granting(request, principal).grants())
+    return json_reply(_granting(request, principal).grants())
 
 
 @router.post(
@@ -68,7 +63,7 @@ async def grants(request: Request, principal: Asker) -> Response:
 async def add(request: Request, principal: Asker) -> Response:
     """Let somebody do something with what you administer; holds within a second."""
     new = await json_request(request, NewGrant)
-    return _json(await asyncio.to_thread(_granting(request, principal).add, new))
+    return json_reply(await asyncio.to_thread(_granting(request, principal).add, new))
 
 
 @router.delete(
@@ -87,7 +82,7 @@ async def revoke(
     id_: Annotated[str, Path(alias="id", description="As listed.", max_length=64)],
 ) -> Response:
     """Take a grant back: running jobs that need it end, and held results stay where they are."""
-    return _json(await asyncio.to_thread(_granting(request, principal).revoke, id_))
+    return json_reply(await asyncio.to_thread(_granting(request, principal).revoke, id_))
 
 
 @router.post(
@@ -107,4 +102,4 @@ async def explain(request: Request, principal: Asker) -> Response:
     """Say whether somebody may do something with what you administer, and which grants decide."""
     question = await json_request(request, GrantQuestion)
     await request.app.state.gateway.state()
-    return _json(_granting(request, principal).explain(question))
+    return json_reply(_granting(request, principal).explain(question))

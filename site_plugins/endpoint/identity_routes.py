@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from federated_dask.errors import NotAuthenticated, Reason, RequestRefused
+from federated_dask.errors import NotAuthenticated, Reason
 from federated_dask.protocol.identity_messages import (
     JoinRequest,
     LoginIssuer,
@@ -16,7 +16,7 @@ from federated_dask.protocol.identity_messages import (
     SiteIntroduction,
 )
 from site_plugins.config import IssuerSection
-from site_plugins.endpoint.bodies import receive_small
+from site_plugins.endpoint.json_messages import json_request
 from site_plugins.endpoint.schemas import failures, json_body, json_of
 from site_plugins.invitations import Invitations
 
@@ -72,17 +72,7 @@ async def join(request: Request) -> Response:
     invitations: Invitations | None = request.app.state.invitations
     if invitations is None:
         raise NotAuthenticated("This site invites nobody.", reason=Reason.TOKEN_INVALID)
-    asked = await received(request, JoinRequest)
+    asked = await json_request(request, JoinRequest)
     introduction = await asyncio.to_thread(invitations.accept, asked)
     request.app.state.audit.write("peer_joined", None, peer=asked.name, address=asked.address)
     return Response(msgspec.json.encode(introduction), media_type="application/json")
-
-
-async def received(request: Request, type_: type[T]) -> T:
-    """Receive and check a small JSON body."""
-    body = await receive_small(request, request.app.state.body_seconds)
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # Why, may quote what was sent.
-        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-import msgspec
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from federated_dask.errors import NotFound, Reason
 from federated_dask.protocol.project_messages import (
@@ -23,7 +22,8 @@ from federated_dask.protocol.project_messages import (
 from site_plugins.audit import Audit
 from site_plugins.endpoint.authentication import Asker
 from site_plugins.endpoint.bodies import receive_small
-from site_plugins.endpoint.identity_routes import received
+from site_plugins.endpoint.json_messages import json_reply, json_request
+from site_plugins.endpoint.parameters import PeerStatement
 from site_plugins.endpoint.schemas import failures, json_body, json_of
 from site_plugins.memberships import Memberships
 from site_plugins.projects import ProjectStore
@@ -48,10 +48,6 @@ def _audit(request: Request) -> Audit:
     return audit
 
 
-def _json(message: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(message), media_type="application/json")
-
-
 @router.get(
     "/projects",
     summary="Your projects",
@@ -61,7 +57,7 @@ def _json(message: msgspec.Struct) -> Response:
 async def projects(request: Request, principal: Asker) -> Response:
     """List the projects of this site of which you are a member."""
     store = _store(request)
-    return _json(Projects(site=store.site, projects=tuple(store.seen_by(principal))))
+    return json_reply(Projects(site=store.site, projects=tuple(store.seen_by(principal))))
 
 
 @router.post(
@@ -73,10 +69,10 @@ async def projects(request: Request, principal: Asker) -> Response:
 )
 async def create(request: Request, principal: Asker) -> Response:
     """Make a project that you lead."""
-    new = await received(request, NewProject)
+    new = await json_request(request, NewProject)
     project = await asyncio.to_thread(_store(request).create, principal, new.name)
     _audit(request).write("project_created", principal, project=project.name)
-    return _json(project)
+    return json_reply(project)
 
 
 @router.get(
@@ -87,7 +83,7 @@ async def create(request: Request, principal: Asker) -> Response:
 )
 async def project(request: Request, principal: Asker, name: ProjectName) -> Response:
     """List the members of a project of yours."""
-    return _json(_store(request).members(principal, name))
+    return json_reply(_store(request).members(principal, name))
 
 
 @router.post(
@@ -99,11 +95,11 @@ async def project(request: Request, principal: Asker, name: ProjectName) -> Resp
 )
 async def invite(request: Request, principal: Asker, name: ProjectName) -> Response:
     """Make a code by which others join a project that you lead."""
-    new = await received(request, NewInvitation)
+    new = await json_request(request, NewInvitation)
     store = _store(request)
     invited = await asyncio.to_thread(store.invite, principal, name, new.uses, new.lifetime)
     _audit(request).write("project_invited", principal, project=invited.project, uses=new.uses)
-    return _json(invited)
+    return json_reply(invited)
 
 
 @router.post(
@@ -115,7 +111,7 @@ async def invite(request: Request, principal: Asker, name: ProjectName) -> Respo
 )
 async def join(request: Request, principal: Asker) -> Response:
     """Join a project by a code; one that is at home at a peer, too, as a user of this site."""
-    code = await received(request, ProjectCode)
+    code = await json_request(request, ProjectCode)
     store = _store(request)
     name, _, host = code.project.partition("@")
     if host == store.site:
@@ -124,7 +120,7 @@ async def join(request: Request, principal: Asker) -> Response:
         memberships: Memberships = request.app.state.memberships
         await memberships.join_at(principal, host, name, code.code)
     _audit(request).write("project_joined", principal, project=code.project)
-    return _json(Project(name=code.project))
+    return json_reply(Project(name=code.project))
 
 
 @router.delete(
@@ -138,7 +134,7 @@ async def leave(request: Request, principal: Asker, name: ProjectName) -> Respon
     store = _store(request)
     await asyncio.to_thread(store.remove, principal, name, principal.issuer, principal.subject)
     _audit(request).write("project_left", principal, project=f"{name}@{store.site}")
-    return _json(Project(name=f"{name}@{store.site}"))
+    return json_reply(Project(name=f"{name}@{store.site}"))
 
 
 @router.post(
@@ -150,7 +146,7 @@ async def leave(request: Request, principal: Asker, name: ProjectName) -> Respon
 )
 async def remove(request: Request, principal: Asker, name: ProjectName) -> Response:
     """Remove a member of a project that you lead; all sites know within a minute."""
-    who = await received(request, MemberRef)
+    who = await json_request(request, MemberRef)
     store = _store(request)
     await asyncio.to_thread(store.remove, principal, name, who.issuer, who.subject)
     _audit(request).write(
@@ -159,7 +155,7 @@ async def remove(request: Request, principal: Asker, name: ProjectName) -> Respo
         project=f"{name}@{store.site}",
         member=f"{who.subject} ({who.issuer})",
     )
-    return _json(store.members(principal, name))
+    return json_reply(store.members(principal, name))
 
 
 @router.post(
@@ -172,16 +168,9 @@ async def remove(request: Request, principal: Asker, name: ProjectName) -> Respo
     },
     response_class=Response,
 )
-async def memberships(
-    request: Request,
-    authorization: Annotated[
-        str, Header(description="`Bearer` and the peer's signed statement of who it is.")
-    ] = "",
-) -> Response:
+async def memberships(request: Request, statement: PeerStatement) -> Response:
     """State of which projects somebody is a member. For peers; needs no token of this site."""
     _store(request)
     found: Memberships = request.app.state.memberships
-    scheme, _, statement = authorization.partition(" ")
     body = await receive_small(request, request.app.state.body_seconds)
-    statement = statement if scheme.lower() == "bearer" else ""
-    return _json(await asyncio.to_thread(found.answer, body, statement))
+    return json_reply(await asyncio.to_thread(found.answer, body, statement))

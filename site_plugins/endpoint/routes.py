@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
-from federated_dask.errors import FederatedError, Reason, RequestRefused, VersionChanged
+from federated_dask.errors import FederatedError, Reason, VersionChanged
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.messages import (
     FRAMES_MEDIA_TYPE,
@@ -23,10 +23,12 @@ from federated_dask.protocol.messages import (
 from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
-from site_plugins.endpoint.bodies import receive_frame, receive_small
+from site_plugins.endpoint.bodies import receive_frame
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
+from site_plugins.endpoint.json_messages import json_reply, json_request
+from site_plugins.endpoint.parameters import DatasetName, PeerStatement
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
 from site_plugins.endpoint.streams import FrameResponse, FrameStream
@@ -38,12 +40,7 @@ HEALTH_SECONDS = 3.0
 
 router = APIRouter()
 
-DatasetName = Annotated[str, Path(description="Name of the dataset, as in the catalogue.")]
 Lease = Annotated[str, Path(description="The `lease` of a job's `finished` event.")]
-
-
-def _json(message: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(message), media_type="application/json")
 
 
 def _gateway(request: Request) -> Gateway:
@@ -95,7 +92,7 @@ async def site(request: Request, principal: Asker) -> Response:
     runner: JobRunner = request.app.state.runner
     # Whoever has a token is told what it takes to speak to the site, so that it can be told more.
     inside = _policy(request).allows(principal, "describe", f"site:{state.name}")
-    return _json(
+    return json_reply(
         SiteDescription(
             name=state.name,
             title=state.title,
@@ -136,7 +133,7 @@ def _learnt_peers(request: Request, known: set[str]) -> list[Peer]:
 )
 async def operations(request: Request, principal: Asker) -> Response:
     """List the operations that the site's libraries have."""
-    return _json(Operations(names=request.app.state.table.names))
+    return json_reply(Operations(names=request.app.state.table.names))
 
 
 @router.get(
@@ -155,7 +152,7 @@ async def datasets(request: Request, principal: Asker) -> Response:
         for name, dataset in sorted(state.datasets.items())
         if policy.allows(principal, "describe", f"dataset:{name}")
     )
-    return _json(Catalogue(site=state.name, datasets=summaries))
+    return json_reply(Catalogue(site=state.name, datasets=summaries))
 
 
 @router.get(
@@ -190,7 +187,7 @@ async def dataset(
         key: msgspec.structs.replace(variable, value=None)
         for key, variable in description.variables.items()
     }
-    return _json(msgspec.structs.replace(description, variables=variables))
+    return json_reply(msgspec.structs.replace(description, variables=variables))
 
 
 @router.get(
@@ -335,7 +332,7 @@ async def held(
 async def renew(request: Request, principal: Asker, lease: Lease) -> Response:
     """Renew a lease of yours: it lasts as long as after its job, but not for ever."""
     seconds = await _gateway(request).renew(lease, owner_of(principal))
-    return _json(LeaseTerms(lease_seconds=seconds))
+    return json_reply(LeaseTerms(lease_seconds=seconds))
 
 
 @router.post(
@@ -356,14 +353,9 @@ async def delegate(request: Request, principal: Asker, lease: Lease) -> Response
     minutes; hand it over with the job that needs them.
     """
     runner: JobRunner = request.app.state.runner
-    try:
-        asked = msgspec.json.decode(
-            await receive_small(request, request.app.state.body_seconds), type=DelegationRequest
-        )
-    except msgspec.MsgspecError as error:
-        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from error
+    asked = await json_request(request, DelegationRequest)
     delegation = await runner.delegate(lease, asked, principal)
-    return _json(DelegationReply(delegation=delegation))
+    return json_reply(DelegationReply(delegation=delegation))
 
 
 @router.get(
@@ -380,18 +372,13 @@ async def delegated(
     request: Request,
     lease: Lease,
     output: Annotated[int, Path(description="Position in the job's outputs.", ge=0)],
-    authorization: Annotated[
-        str, Header(description="`Bearer` and the peer's signed statement of who it is.")
-    ] = "",
+    statement: PeerStatement,
     federated_delegation: Annotated[
         str, Header(description="The delegation that this site signed.")
     ] = "",
 ) -> Response:
     """Fetch a held result with a delegation; for the site that it was made for."""
     runner: JobRunner = request.app.state.runner
-    scheme, _, statement = authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        statement = ""
     return FrameResponse(
         await runner.fetch_delegated(lease, output, federated_delegation, statement)
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-import msgspec
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.messages import Budget, LicenseAcceptance, LicenseTerms
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import Asker, owner_of
-from site_plugins.endpoint.bodies import receive_small
+from site_plugins.endpoint.json_messages import json_reply, json_request
+from site_plugins.endpoint.parameters import DatasetName
 from site_plugins.endpoint.schemas import failures, json_body, json_of
 
 __all__ = ["router"]
@@ -21,8 +21,6 @@ __all__ = ["router"]
 T = TypeVar("T")
 
 router = APIRouter()
-
-DatasetName = Annotated[str, Path(description="Name of the dataset, as in the catalogue.")]
 
 
 @router.get(
@@ -39,7 +37,7 @@ async def budget(request: Request, principal: Asker, name: DatasetName) -> Respo
     """Tell how many bytes of a dataset's budget are used, by you or by your project."""
     access: Access = request.app.state.access
     dataset = await access.dataset(principal, "compute", name)
-    return _json(await access.budget(principal, dataset))
+    return json_reply(await access.budget(principal, dataset))
 
 
 @router.get(
@@ -56,7 +54,7 @@ async def license_(request: Request, principal: Asker, name: DatasetName) -> Res
     """Tell the licence of a dataset, and whether you accepted it."""
     access: Access = request.app.state.access
     dataset = await access.dataset(principal, "describe", name)
-    return _json(
+    return json_reply(
         LicenseTerms(
             dataset=name,
             license=dataset.license,
@@ -102,23 +100,4 @@ async def accept(request: Request, principal: Asker, name: DatasetName) -> Respo
 async def usage(request: Request, principal: Asker) -> Response:
     """Tell your quotas, and what you used of them."""
     access: Access = request.app.state.access
-    return _json(access.quotas.usage(owner_of(principal)))
-
-
-async def json_request(request: Request, type_: type[T]) -> T:
-    """Receive a small JSON body.
-
-    Raises
-    ------
-    RequestRefused
-        If it is too long, too late, or does not parse.
-    """
-    body = await receive_small(request, request.app.state.body_seconds)
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestRefused("The request does not parse.", reason=Reason.MALFORMED) from error
-
-
-def _json(message: msgspec.Struct) -> Response:
-    return Response(msgspec.json.encode(message), media_type="application/json")
+    return json_reply(access.quotas.usage(owner_of(principal)))

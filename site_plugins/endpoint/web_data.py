@@ -14,6 +14,7 @@ from site_plugins.endpoint.authentication import Asker
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.indexing import Index, parse_index, require_readable
 from site_plugins.endpoint.jobs import JobRunner
+from site_plugins.endpoint.parameters import DatasetName
 from site_plugins.endpoint.previews import preview_of
 from site_plugins.endpoint.renderings import JSON, PNG, RAW, choose
 from site_plugins.endpoint.replies import rendered, value_in
@@ -25,7 +26,6 @@ __all__ = ["router"]
 
 router = APIRouter()
 
-DatasetName = Annotated[str, Path(description="Name of the dataset, as in the catalogue.")]
 Accept = Annotated[
     str, Header(description="Media types that are accepted, with qualities.", max_length=4096)
 ]
