@@ -20,6 +20,7 @@ from federated_dask import FederatedClient
 from site_plugins import LocalFederation
 
 SAMPLES = Path(iris_sample_data.path)
+SITES = ["north", "ocean", "south"]
 DEADLINE = 120.0
 
 PARTS = {"time": 5}

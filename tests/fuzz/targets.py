@@ -295,7 +295,7 @@ def _objects_of_values() -> Iterator[object]:
 
 def seeds(name: str) -> Iterator[bytes]:
     """Honest inputs of a target."""
-    from tests.protocol.test_graph import NODES, graph_of, submission
+    from tests.protocol.graphs import NODES, graph_of, submission
 
     if name in ("messages", "graph", "frames"):
         whole, whole_buffers = submission()
