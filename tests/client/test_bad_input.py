@@ -215,10 +215,14 @@ class TestMeanwhile:
         small.to_zarr(path, zarr_format=2, consolidated=True)
         sites = {"north": {"datasets": {"a": path}, "limits": {"version_check_seconds": 0.01}}}
         with LocalFederation(sites) as federation, FederatedClient(federation, timeout=60) as fed:
-            x = fed.open_dataset("north/a", chunks={}).x
+            opened = fed.open_dataset("north/a", chunks={})
+            x, version = opened.x, opened.encoding["version"]
             assert x.sum().compute() == 780
             (small + 1).to_zarr(path, zarr_format=2, consolidated=True, mode="w")
-            time.sleep(0.05)
+            wait_until(
+                lambda: fed.open_dataset("north/a").encoding["version"] != version,
+                lambda: "the site sees the change",
+            )
             for scheduler in (None, "sync"):
                 with pytest.raises(VersionChanged, match="Open it again") as error:
                     x.sum().compute(scheduler=scheduler)
@@ -236,7 +240,9 @@ class TestMeanwhile:
                     "federated-site"
                 ].offers.datasets.clear()
             )
-            time.sleep(0.05)
+            wait_until(
+                lambda: "north/a" not in fed.refresh().datasets, lambda: "the site has let it go"
+            )
             with pytest.raises(NotFound) as error:
                 x.compute()
             read_aloud(error.value, federation)
@@ -360,6 +366,25 @@ def test_a_task_at_home_raises(fed: FederatedClient) -> None:
         x.map_blocks(len_over_nothing, dtype=float).compute()
 
 
+class AtHome:
+    """Work that runs at home: who began it, each time."""
+
+    def __init__(self) -> None:
+        self.begun: list[threading.Thread] = []
+
+    def slowly(self, block: np.ndarray) -> np.ndarray:
+        self.begun.append(threading.current_thread())
+        time.sleep(0.02)
+        return block
+
+    def until_ended(self) -> None:
+        """Wait until none of the threads is there any more that could begin another task."""
+        wait_until(
+            lambda: not any(thread.is_alive() for thread in set(self.begun)),
+            lambda: "the threads have ended",
+        )
+
+
 class TestInterrupting:
     @pytest.fixture
     def interrupt(self) -> Iterator[Callable[[Callable[[], bool]], None]]:
@@ -400,41 +425,22 @@ class TestInterrupting:
         assert float(fed.open_dataset("north/made").wind.max().compute()) > 10
 
     def test_at_home(self, fed: FederatedClient, interrupt: Any) -> None:
-        begun = 0
-
-        def work(block: np.ndarray) -> np.ndarray:
-            nonlocal begun
-            begun += 1
-            time.sleep(0.02)
-            return block
-
+        work = AtHome()
         x = fed.open_dataset("north/wide", chunks={}).x.mean("y").data.rechunk((1, 5))
-        interrupt(lambda: begun > 5)
+        interrupt(lambda: len(work.begun) > 5)
         with pytest.raises(KeyboardInterrupt):
-            x.map_blocks(work, dtype=float).compute()
-        time.sleep(1)
-        seen = begun
-        assert seen < 500
-        time.sleep(1)
-        assert begun == seen
+            x.map_blocks(work.slowly, dtype=float).compute()
+        work.until_ended()
+        assert len(work.begun) < 500
 
     def test_timeout_at_home(self, fed: FederatedClient) -> None:
-        begun = 0
-
-        def work(block: np.ndarray) -> np.ndarray:
-            nonlocal begun
-            begun += 1
-            time.sleep(0.02)
-            return block
-
+        work = AtHome()
         x = fed.open_dataset("north/wide", chunks={}).x.mean("y").data.rechunk((1, 5))
         with pytest.raises(SiteUnavailable) as error:
-            x.map_blocks(work, dtype=float).compute(timeout=0.5)
+            x.map_blocks(work.slowly, dtype=float).compute(timeout=0.5)
         assert error.value.reason is Reason.TIMED_OUT
-        time.sleep(1)
-        seen = begun
-        time.sleep(1)
-        assert begun == seen < 1000
+        work.until_ended()
+        assert len(work.begun) < 1000
 
     def test_timeout_at_the_sites(self, fed: FederatedClient, federation: LocalFederation) -> None:
         started = time.monotonic()
