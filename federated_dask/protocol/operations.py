@@ -114,10 +114,6 @@ class OperationTable:
                 f"{name[:120]!r} is not an operation.", reason=Reason.OPERATION_NOT_ALLOWED
             ) from None
 
-    def without(self, names: Iterable[str]) -> OperationTable:
-        """Return a table that lacks `names`."""
-        return self.only(self._operations.keys() - frozenset(names))
-
     def only(self, names: Iterable[str]) -> OperationTable:
         """Return a table that has nothing but `names`."""
         kept = frozenset(names)

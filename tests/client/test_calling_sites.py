@@ -117,10 +117,8 @@ def test_what_may_not_leave_is_called_where_it_is(fed: FederatedClient) -> None:
     assert caught.value.reason is Reason.EXPORT_NOT_ALLOWED
 
 
-@pytest.mark.parametrize(("site", "home_bytes"), [("north", 0), ("south", 0), ("ocean", 60_000)])
-def test_results_go_from_site_to_site(
-    fed: FederatedClient, wind: xr.DataArray, site: str, home_bytes: int
-) -> None:
+@pytest.mark.parametrize("site", ["north", "south", "ocean"])
+def test_results_go_from_site_to_site(fed: FederatedClient, wind: xr.DataArray, site: str) -> None:
     first = fed.submit("north/anomaly", "north/wide/x")
     wait(first, PATIENCE)
     before = received(fed, "north")

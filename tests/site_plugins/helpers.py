@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from federated_dask.protocol.frames import Frame, FrameDecoder, decode_message, encode_frame
+from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.graph import Graph
 from federated_dask.protocol.messages import (
     AnyJobEvent,
@@ -118,6 +119,12 @@ class Caller:
                 results[event.output] = value_of(event.value, frame)
         assert isinstance(last, Finished | Failure)
         return results, last
+
+    async def running_jobs(self) -> float:
+        """Tell how many of its jobs the endpoint has not done with."""
+        usage = msgspec.convert(await self.json("/usage"), Usage)
+        [used] = [line.used for line in usage.lines if line.name == "concurrent_jobs"]
+        return used
 
     def on_scheduler(self, function: Callable[..., Any]) -> Any:
         """Result of a function of the scheduler."""

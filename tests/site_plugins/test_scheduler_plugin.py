@@ -93,8 +93,11 @@ async def test_a_lease_holds_results(client: Client) -> None:
     assert await ask(client, "federated_hold", lease="l", owner="ada", outputs={3: output("five")})
     future.release()
     assert await ask(client, "federated_held", lease="l", owner="ada") == {3: output("five")}
-    # Without the lease it would be forgotten by now.
-    await asyncio.sleep(0.1)
+    other = client.submit(int, "6", key="six")
+    await other
+    other.release()
+    # What was let go of later is forgotten: without the lease, this would be as well.
+    await until(lambda: "six" not in tasks(client))
     assert tasks(client)["five"].state == "memory"
     assert await ask(client, "federated_release", lease="l", owner="ada")
     await until(lambda: not tasks(client))

@@ -434,7 +434,9 @@ async def test_a_client_that_goes_away_takes_nothing_from_another(north: Caller)
         assert isinstance(event, Accepted)
         break
     other = asyncio.create_task(north.run(graph, graph.tasks - 1))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(60):
+        while await north.running_jobs() < 2:
+            pass
     await events.aclose()
     results, last = await other
     assert isinstance(last, Finished)

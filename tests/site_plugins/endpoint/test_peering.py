@@ -6,12 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from distributed.client import Client
 
-from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.graph import Graph, Held, Reference
 from federated_dask.protocol.messages import (
     Failure,
@@ -324,13 +322,6 @@ async def test_what_a_job_released_counts_for_what_it_holds(north: Caller) -> No
 # Nothing is left
 
 
-async def running_jobs(caller: Caller) -> float:
-    """Tell how many jobs of the caller the endpoint has not done with."""
-    usage = msgspec.convert(await caller.json("/usage"), Usage)
-    [used] = [line.used for line in usage.lines if line.name == "concurrent_jobs"]
-    return used
-
-
 @pytest.mark.parametrize("moment", [0.0, 0.02, 0.1])
 async def test_a_client_that_goes_away_while_values_come(
     north: Caller, south: Caller, monkeypatch: pytest.MonkeyPatch, moment: float
@@ -359,7 +350,7 @@ async def test_a_client_that_goes_away_while_values_come(
     with contextlib.suppress(asyncio.CancelledError):
         await task
     async with asyncio.timeout(60):
-        while await running_jobs(south):
+        while await south.running_jobs():
             pass
     south.wait_until_idle()
     await north.read("DELETE", f"/leases/{lease}")

@@ -14,12 +14,13 @@ from site_plugins.endpoint.server import EndpointServer
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["path"] == "/slow":
-        await asyncio.sleep(60)
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     )
-    await send({"type": "http.response.body", "body": b"ok"})
+    await send({"type": "http.response.body", "body": b"o", "more_body": True})
+    if scope["path"] == "/slow":
+        await asyncio.sleep(60)
+    await send({"type": "http.response.body", "body": b"k"})
 
 
 @pytest.fixture
@@ -108,10 +109,9 @@ async def test_a_request_may_take_longer_than_its_headers(
 async def test_stopping_is_bounded(files: CertificateFiles) -> None:
     server = make(files)
     await server.start()
-    _, writer = await connect(server, files)
+    reader, writer = await connect(server, files)
     writer.write(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-    await writer.drain()
-    await asyncio.sleep(0.1)
+    await reader.readuntil(b"\r\n\r\no")
     start = time.monotonic()
     await server.stop()
     assert time.monotonic() - start < 60
