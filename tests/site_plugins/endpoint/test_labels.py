@@ -5,20 +5,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from federated_dask.errors import NotFound, RequestRefused
-from federated_dask.protocol.frames import FrameDecoder, encode_frame
-from federated_dask.protocol.graph import Graph, Held, Reference
+from federated_dask.protocol.graph import Held
 from federated_dask.protocol.messages import (
-    DelegationReply,
-    Failure,
     Finished,
-    JobSubmission,
     Output,
-    Result,
     delegation_key,
 )
 from site_plugins import LocalFederation
@@ -28,8 +22,8 @@ from site_plugins.policy import Policy
 from site_plugins.registry import REGISTRY, Registry
 from site_plugins.statements import StatementSigner
 from tests.site_plugins import graphs
-from tests.site_plugins.graphs import block, template
-from tests.site_plugins.helpers import AIR, DEADLINE, Caller, as_message, dataset, value_of
+from tests.site_plugins.helpers import AIR, DEADLINE, Caller, dataset
+from tests.site_plugins.peers import ask, hold, run, use
 
 OPEN = {"to": "anyone", "may": ["compute"], "on": ["dataset:all"]}
 
@@ -47,38 +41,15 @@ def pair(sites: LocalFederation, subject: str) -> tuple[Caller, Caller]:
     return made[0], made[1]
 
 
-async def hold(north: Caller, name: str) -> str:
+async def hold_sum(north: Caller, name: str) -> str:
     graph = graphs.chunk_sums(await north.version(name), name)
-    _, last = await north.run(graph, Output(task=graph.tasks - 1, release=False, hold=True))
-    assert isinstance(last, Finished), last
-    return str(last.lease)
-
-
-async def delegation_for(north: Caller, lease: str) -> str:
-    body = json.dumps({"receiver": "south", "outputs": [0]})
-    status, reply = await north.read("POST", f"/leases/{lease}/delegations", data=body)
-    assert status == 200, reply
-    return msgspec.json.decode(reply, type=DelegationReply).delegation
+    return await hold(north, graph, graph.tasks - 1)
 
 
 async def pull(south: Caller, lease: str, delegation: str, output: Output) -> tuple[Any, Any]:
     """Have the south compute with what the north holds: the result, and the last event."""
-    graph = Graph(
-        held=(Held(lease, 0, "north"),), templates=(template(Reference()),), blocks=(block(0, 0),)
-    )
-    delegations = {delegation_key(lease, 0): delegation}
-    message = JobSubmission(graph=graph, outputs=(output,), delegations=delegations)
-    body = b"".join(map(bytes, encode_frame(message)))
-    value = last = None
-    async with south.request("POST", "/jobs", data=body) as reply:
-        received = await reply.read()
-        if reply.status != 200:
-            return None, msgspec.json.decode(received, type=Failure)
-    for frame in FrameDecoder().feed(received):
-        last = as_message(frame)
-        if isinstance(last, Result):
-            value = value_of(last.value, frame)
-    return value, last
+    held = use(Held(lease, 0, "north"))
+    return await run(south, held, {delegation_key(lease, 0): delegation}, output)
 
 
 async def used(north: Caller, name: str = "all") -> int:
@@ -89,9 +60,9 @@ async def test_the_source_charges_what_it_hands_over_and_the_rest_is_free(
     sites: LocalFederation,
 ) -> None:
     north, south = pair(sites, "ada")
-    lease = await hold(north, "all")
+    lease = await hold_sum(north, "all")
     before = await used(north)
-    delegation = await delegation_for(north, lease)
+    delegation = await ask(north, lease)
     value, last = await pull(south, lease, delegation, Output(task=0, hold=True))
     assert isinstance(last, Finished)
     np.testing.assert_allclose(value, AIR.sum(0))
@@ -112,7 +83,7 @@ async def test_what_is_for_functions_only_ends_where_it_came_by_mistake(
     sites: LocalFederation,
 ) -> None:
     north, south = pair(sites, "bo")
-    lease = await hold(north, "all")
+    lease = await hold_sum(north, "all")
     config = sites._configs["north"]
     claims = {
         "iss": "north",
@@ -176,8 +147,8 @@ async def test_a_grant_that_is_revoked_between_delegating_and_fetching(
     async with asyncio.timeout(DEADLINE):
         while (await north.read("GET", "/datasets/late"))[0] != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    lease = await hold(north, "late")
-    delegation = await delegation_for(north, lease)
+    lease = await hold_sum(north, "late")
+    delegation = await ask(north, lease)
     policy.revoke(grant.id)
     async with asyncio.timeout(DEADLINE):
         while (await north.read("GET", "/datasets/late"))[0] != 404:  # noqa: ASYNC110
