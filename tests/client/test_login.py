@@ -16,6 +16,7 @@ import xarray as xr
 
 from federated_dask import FederatedClient
 from federated_dask.client import login as login_module
+from federated_dask.client import openid_provider
 from federated_dask.client.connection import SiteConnection
 from federated_dask.client.login import LoginToken, log_in, stored_token
 from federated_dask.client.login_store import StoredLogin, delete_login, load_login, save_login
@@ -340,7 +341,7 @@ def test_the_command_runs_the_device_flow(
         provider.approve(code.address, "ada")
 
     monkeypatch.setattr(login_commands, "_show", confirm)
-    monkeypatch.setattr(login_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(openid_provider, "POLL_SECONDS", 0.1)
     result = CliRunner().invoke(cli, ["login", site.addresses["north"], "--ca", str(ca)])
     assert result.exit_code == 0, result.output
     assert f"Open {provider.issuer}/device?user_code=" in result.stderr
