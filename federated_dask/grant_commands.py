@@ -59,7 +59,9 @@ def _where(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--ca",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="CA certificates of the site at URL, where they are no public ones.",
+            envvar="FEDERATED_DASK_CA",
+            help="CA certificates of the site at URL, where they are no public ones. "
+            "[env: FEDERATED_DASK_CA]",
         ),
         click.option(
             "--token-file",
@@ -101,19 +103,19 @@ def _local() -> Callable[[Any], _Store]:
     raise click.ClickException("--site needs a site here: pip install 'federated-dask[site]'")
 
 
-@grant.command()
+@grant.command(short_help="Let WHO do ACTION with RESOURCE, from now on.")
 @click.argument("who")
 @click.argument("actions", metavar="ACTION[,ACTION…]")
 @click.argument("resources", metavar="RESOURCE…", nargs=-1, required=True)
 @_where
 def add(who: str, actions: str, resources: tuple[str, ...], **where: Any) -> None:
-    r"""Let WHO do ACTION with RESOURCE; holds at once, also while the site runs.
+    """Let WHO do ACTION with RESOURCE; holds at once, also while the site runs.
 
     \b
     WHO       anyone, user:SUBJECT, "user:ISSUER SUBJECT", group:NAME, project:NAME@SITE
     ACTION    describe, compute, export, call, publish, code, admin
     RESOURCE  dataset:soil-*, function:trend-*, project:NAME, site:NAME, or *
-    """
+    """  # noqa: D301  # click wants the character itself
     try:
         new = msgspec.convert(
             {"to": who, "may": actions.split(","), "on": list(resources)}, NewGrant

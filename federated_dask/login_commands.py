@@ -16,7 +16,9 @@ ADDRESS = click.argument("address", metavar="URL")
 @click.option(
     "--ca",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CA certificates of site and provider, where they are no public ones.",
+    envvar="FEDERATED_DASK_CA",
+    help="CA certificates of site and provider, where they are no public ones. "
+    "[env: FEDERATED_DASK_CA]",
 )
 @click.option("--issuer", metavar="NAME", help="The provider, where the site has several.")
 @click.option(
@@ -27,7 +29,7 @@ ADDRESS = click.argument("address", metavar="URL")
 def login(address: str, ca: Path | None, issuer: str | None, token_file: Path | None) -> None:
     """Log in for the site at URL, in a browser of any machine.
 
-    FederatedClient(URL) finds the token from then on, and renews it.
+    FederatedClient(URL) and the other commands find the token from then on, and renew it.
     """
     from federated_dask.client.login import log_in
     from federated_dask.client.login_store import StoredLogin, save_login

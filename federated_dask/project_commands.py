@@ -20,7 +20,7 @@ TOKEN = "FEDERATED_DASK_TOKEN"  # noqa: S105  # the name of the variable
 ACTIONS = {"dataset": "compute", "function": "call"}
 
 
-@click.group()
+@click.group(short_help="Groups of people of any institutes.")
 def project() -> None:
     """Projects: groups of people of any institutes, made and led by their members."""
 
@@ -34,7 +34,9 @@ def _options(required: bool = True) -> Callable[[Any], Any]:
             click.option(
                 "--ca",
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="CA certificates of the site, where they are no public ones.",
+                envvar="FEDERATED_DASK_CA",
+                help="CA certificates of the site, where they are no public ones. "
+                "[env: FEDERATED_DASK_CA]",
             ),
             click.option(
                 "--token-file",
@@ -107,7 +109,7 @@ def join(link: str, address: str | None, **where: Any) -> None:
         click.echo(f"You are a member of {site.join(code).name}.")
 
 
-@project.command()
+@project.command(short_help="Let the members of a project use RESOURCE.")
 @click.argument("name")
 @click.argument("resources", metavar="RESOURCE…", nargs=-1, required=True)
 @click.option("--may", help="What they may do, such as compute,export.")
@@ -146,7 +148,7 @@ def leave(name: str, **where: Any) -> None:
         click.echo(f"You left {site.leave(name).name}.")
 
 
-@project.command()
+@project.command(short_help="Remove a member of the project NAME.")
 @click.argument("name")
 @click.argument("subject")
 @click.option("--issuer", help="Of the member; needed where several are called SUBJECT.")

@@ -55,7 +55,9 @@ def verify(config: Path, head: str | None) -> None:
 
 @audit.command()
 @CONFIG
-@click.option("-n", "count", type=click.IntRange(min=0), default=20, show_default=True)
+@click.option(
+    "-n", "count", type=click.IntRange(min=0), default=20, show_default=True, help="How many lines."
+)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is written, until Ctrl-C.")
 def tail(config: Path, count: int, follow: bool) -> None:
     """Show the last lines."""
@@ -76,8 +78,8 @@ def tail(config: Path, count: int, follow: bool) -> None:
 
 @audit.command()
 @CONFIG
-@click.option("--since", metavar="DURATION", default="30d", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--since", metavar="DURATION", default="30d", show_default=True, help="How far back.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def report(config: Path, since: str, as_json: bool) -> None:
     """Sum up who did what: jobs, bytes, refusals, by person and by dataset."""
     from site_plugins.audit import entries

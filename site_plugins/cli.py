@@ -286,6 +286,7 @@ def _problems_of_issuers(config: SiteConfig) -> Iterator[str]:
     type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     default="info",
     show_default=True,
+    help="How much is logged, on the error output.",
 )
 @click.option(
     "--until-stdin-closes", is_flag=True, help="Stop at the end of standard input as well."

@@ -61,7 +61,7 @@ def invite(config: Path, name: str, lifetime: str) -> None:
     click.echo(f"federated-dask site join SITE.TOML {site.public_address()} {code}")
 
 
-@click.command()
+@click.command(short_help="Become a peer of the site at URL by its CODE.")
 @CONFIG
 @click.argument("address", metavar="URL")
 @click.argument("code")

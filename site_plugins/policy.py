@@ -56,8 +56,8 @@ CREATE TABLE IF NOT EXISTS grants (
 """
 
 UNKNOWN = {
-    "dataset": (Reason.UNKNOWN_DATASET, "`fed.datasets` lists what the sites advertise."),
-    "function": (Reason.UNKNOWN_FUNCTION, "`fed.functions` lists what the sites publish."),
+    "dataset": (Reason.UNKNOWN_DATASET, "fed.datasets or `federated-dask ls SITE` lists them."),
+    "function": (Reason.UNKNOWN_FUNCTION, "fed.functions or `federated-dask ls SITE` lists them."),
     "project": (Reason.UNKNOWN_PROJECT, "Ask its owner for an invitation."),
 }
 
@@ -68,7 +68,7 @@ def unknown(resource: str, site: str) -> FederatedError:
     Examples
     --------
     >>> print(unknown("dataset:soil", "north"))
-    [north] No dataset 'soil'. `fed.datasets` lists what the sites advertise. (unknown_dataset)
+    [north] No dataset 'soil'. ... (unknown_dataset)
     """
     kind, _, name = resource.partition(":")
     if kind not in UNKNOWN:

@@ -179,6 +179,8 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         await server.start()
         site = Site(config, server, client, app.state.book)
         logger.info("Site %s answers at %s", site.name, site.address)
+        if site.dashboard_link is not None:
+            logger.info("The Dask dashboard of its cluster is at %s", site.dashboard_link)
         yield site
 
 

@@ -34,8 +34,8 @@ __all__ = ["Principal", "TokenVerifier", "create_token"]
 TYPE = "at+jwt"
 MOST_GROUPS = 64
 NEW_TOKEN = (
-    "Ask the site's operator for a new token (`federated-dask token create`) "  # noqa: S105
-    "and pass it as FederatedClient(..., token=...)."
+    "Ask the site's operator for a new token, made by `federated-dask token create`, "  # noqa: S105
+    "and pass it: token=… in Python, --token-file in a shell."
 )
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,30 @@ main()
         "Error: This command needs pydantic: pip install 'federated-dask[site]'\n"
     )
     assert not (tmp_path / "north").exists()
+
+
+def commands(
+    command: click.Command, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, (*path, name))
+
+
+def test_every_command_and_option_says_what_it_is_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = dict(commands(cli.cli))
+    assert ("site", "init") in found
+    for path, command in found.items():
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, (path, option.name)
+        code, out, _ = call(monkeypatch, capsys, *path, "--help")
+        assert code == 0
+        assert "\\b" not in out, f"{path}: an escape that click did not get"
+        cut = [line for line in out.splitlines() if line.startswith("  ") and line.endswith("...")]
+        assert not cut, "these need a shorter summary"

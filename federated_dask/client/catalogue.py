@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import html
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -117,9 +118,10 @@ class Sites(Mapping[str, Site]):
                 (
                     site.name,
                     about.title or site.address,
-                    str(about.workers),
-                    str(about.threads),
-                    format_bytes(about.memory),
+                    # A site tells these to those who may describe it, and nothing to others.
+                    str(about.workers or "–"),
+                    str(about.threads or "–"),
+                    format_bytes(about.memory) if about.memory else "–",
                     site.status,
                 )
             )
@@ -149,8 +151,21 @@ class Datasets(Mapping[str, DatasetSummary]):
             raise NotFound(
                 f"There is no dataset {name!r} in this federation.",
                 reason=Reason.UNKNOWN_DATASET,
-                hint="fed.datasets lists what there is.",
+                hint=self.hint(name) or "fed.datasets lists what there is.",
             ) from None
+
+    def hint(self, name: str) -> str | None:
+        """Say which dataset somebody may have meant, if there is one.
+
+        Examples
+        --------
+        >>> Datasets({"north/a1b": DatasetSummary(name="a1b")}).hint("north/a1c")
+        "Did you mean 'north/a1b'? fed.datasets lists what you may see."
+        """
+        close = difflib.get_close_matches(name, self._datasets, n=1)
+        if not close:
+            return None
+        return f"Did you mean {close[0]!r}? fed.datasets lists what you may see."
 
     def __contains__(self, name: object) -> bool:
         return name in self._datasets

@@ -130,7 +130,7 @@ def refusals_explained(label: str, site: str) -> Iterator[None]:
             f"function that {site} publishes (fed.functions); ask the institute to publish this "
             "one, or to grant you `code`; or leave out site= to run it at home, on what may come "
             "there.",
-        ) from error
+        ) from None
 
 
 async def _ready(value: Any) -> Any:

@@ -44,8 +44,8 @@ T = TypeVar("T")
 class FederatedClient:
     """Connect to the sites of a federation and compute near their data.
 
-    Used as a context manager, or after `as_current`, it is Dask's scheduler:
-    ``.compute()``, ``.load()``, ``.persist()`` and ``dask.compute`` of
+    Like a `distributed.Client` it is Dask's scheduler from then on, until it is
+    closed: ``.compute()``, ``.load()``, ``.persist()`` and ``dask.compute`` of
     expressions over datasets that it opened run at the sites that store them.
     Expressions without data of a site run in this process as usual.
 
@@ -79,6 +79,8 @@ class FederatedClient:
     link_costs : mapping of (str, str) to float, optional
         What a byte costs on a link, relative to others: ``{("north", "home"): 2.0}``;
         by default as slow as earlier runs of this client found it.
+    set_as_default : bool, default True
+        Be Dask's scheduler at once; else in a ``with`` block or after `as_current` only.
     asynchronous : bool, default False
         For use in coroutines: methods that wait return awaitables.
 
@@ -109,6 +111,7 @@ class FederatedClient:
         progress: bool | None = None,
         project: str | None = None,
         link_costs: Mapping[tuple[str, str], float] | None = None,
+        set_as_default: bool = True,
         asynchronous: bool = False,
     ) -> None:
         if isinstance(address, Addressed):
@@ -127,8 +130,11 @@ class FederatedClient:
             link_costs=link_costs,
         )
         self._caller = FunctionCaller(self._computer)
+        self._set_as_default = set_as_default
         if not asynchronous:
             loop.sync(self._connect())
+            if set_as_default:
+                self.as_current()
 
     async def _connect(self) -> FederatedClient:
         await self._federation.connect()
@@ -524,7 +530,11 @@ class FederatedClient:
         self.close()
 
     def __await__(self) -> Generator[Any, None, FederatedClient]:
-        return self._connect().__await__()
+        return self._connect_first().__await__()
+
+    async def _connect_first(self) -> FederatedClient:
+        await self._connect()
+        return self.as_current() if self._set_as_default else self
 
     async def __aenter__(self) -> FederatedClient:
         if not self._federation.connections:

@@ -15,6 +15,7 @@ import xarray as xr
 
 from federated_dask.client import loop
 from federated_dask.client.returned import ReturnedObject
+from federated_dask.client.tracebacks import without_coroutines
 from federated_dask.errors import ConfigurationError, Reason, SiteUnavailable
 
 __all__ = ["CallProgress", "FederatedFuture", "lazy_result", "share"]
@@ -109,11 +110,16 @@ class FederatedFuture(Generic[T]):
 
     def _settled(self, timeout: float | None = None) -> Any:
         try:
-            return self._future.result(timeout)
+            error = self._future.exception(timeout)
         except concurrent.futures.TimeoutError:
-            if self._future.done():
-                raise
             raise _late(timeout) from None
+        try:
+            if error is not None:
+                raise without_coroutines(error)
+        finally:
+            # Its traceback holds this frame, which would hold it.
+            del error
+        return self._future.result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the end; return what was raised, or None."""

@@ -23,6 +23,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from federated_dask.client.tracebacks import without_coroutines
+
 __all__ = ["at_exit", "background_loop", "start", "sync"]
 
 T = TypeVar("T")
@@ -185,12 +187,14 @@ def sync(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
             coroutine.close()
             cleaned_up.set()
 
-    future = None
+    future, error = None, None
     try:
         future = asyncio.run_coroutine_threadsafe(run(), background.loop)
         # An interrupt that comes just before a wait does not end it; so no wait is long.
         while not concurrent.futures.wait([future], WAIT_SECONDS).done:
             pass
+        if (error := future.exception()) is not None:
+            raise without_coroutines(error)
         return future.result()
     except (KeyboardInterrupt, SystemExit):
         # The interrupt may have come before there was a future, so that is not what is cancelled.
@@ -198,8 +202,8 @@ def sync(coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         cleaned_up.wait(CLEANUP_SECONDS)
         raise
     finally:
-        # The exception's traceback holds this frame, and the future holds the exception.
-        del future
+        # The exception's traceback holds this frame, and the frame would hold the exception.
+        future = error = None
 
 
 def _after_fork() -> None:

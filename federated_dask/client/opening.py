@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from federated_dask.client.federation import Federation
+from federated_dask.errors import NotFound
 
 __all__ = ["open_dataset"]
 
@@ -32,6 +33,9 @@ def open_dataset(
 
     try:
         return open_as(chunks)
+    except NotFound as error:
+        error.hint = federation.datasets.hint(name.removeprefix("fed://")) or error.hint
+        raise
     except NotImplementedError:
         if not isinstance(chunks, str):
             raise

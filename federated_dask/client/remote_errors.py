@@ -95,6 +95,13 @@ def _transport_error(error: Exception, site: str, address: str, timeout: float) 
             site=site,
             hint="Check that the address and port are those of an endpoint.",
         )
+    if address.startswith("http://"):
+        return SiteUnavailable(
+            f"{address} did not answer: {clean_text(str(error))}.",
+            reason=Reason.CONNECTION_LOST,
+            site=site,
+            hint="An endpoint speaks TLS: its address starts with https://.",
+        )
     return connection_lost(site, clean_text(str(error)))
 
 
@@ -111,7 +118,9 @@ def connection_lost(site: str, detail: str = "") -> SiteUnavailable:
 def _certificate_error(error: Exception, site: str, address: str) -> SiteUnavailable:
     cause = getattr(error, "certificate_error", error)
     detail = clean_text(getattr(cause, "verify_message", None) or str(cause)).rstrip(".")
-    hint = "Give the CA file of this site: verify='ca.pem'."
+    hint = (
+        "Give the CA file of this site, which its operator has: verify='ca.pem' (--ca in a shell)."
+    )
     if "ostname mismatch" in detail or "IP address mismatch" in detail:
         hint = "Use the host name for which the site's certificate was issued."
     return SiteUnavailable(
@@ -164,7 +173,7 @@ def task_error(failure: Failure) -> Exception:
     >>> error
     ValueError('negative depth')
     >>> print(error.__cause__)
-    [north] negative depth (task_failed)
+    [north] ValueError: negative depth (task_failed)
     """
     if failure.exception is None:
         return failure.to_error()
@@ -172,7 +181,7 @@ def task_error(failure: Failure) -> Exception:
     name = clean_text(failure.exception, 200)
     cause = from_reason(
         failure.reason,
-        failure.message if type_ is not None else f"{name}: {failure.message}",
+        f"{name.removeprefix('builtins.')}: {failure.message}",
         site=failure.site,
         hint=failure.hint,
     )

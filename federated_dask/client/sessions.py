@@ -168,10 +168,11 @@ def read_trust(verify: bool | str | Path) -> str | None:
         try:
             text = Path(verify).expanduser().read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no PEM file"
             raise ConfigurationError(
-                f"The CA file {str(verify)!r} cannot be read: {error}.",
+                f"The CA file {str(verify)!r} cannot be read: {why}.",
                 hint="The site's operator hands out its CA file.",
-            ) from error
+            ) from None
     tls_context(text)
     return text
 
@@ -191,10 +192,10 @@ def tls_context(trust: str | None) -> ssl.SSLContext:
     """
     try:
         context = ssl.create_default_context(cadata=trust)
-    except (ssl.SSLError, ValueError) as error:
+    except (ssl.SSLError, ValueError):
         raise ConfigurationError(
             "The CA certificates do not parse.", hint="A PEM file is expected."
-        ) from error
+        ) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
@@ -211,10 +212,10 @@ def check_address(address: str) -> str:
 
     Examples
     --------
-    >>> check_address("https://north.example:8443/")
-    'https://north.example:8443'
+    >>> check_address("https://north.example:8786/")
+    'https://north.example:8786'
     """
-    hint = "An address looks like https://north.example:8443."
+    hint = "An address looks like https://north.example:8786."
     try:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port

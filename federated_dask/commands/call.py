@@ -49,7 +49,7 @@ def call(
     ca: Path | None,
     as_json: bool,
 ) -> None:
-    r"""Call a function that a site publishes.
+    """Call a function that a site publishes.
 
     Its required parameters are arguments, the others options; `federated-dask call
     SITE/FUNCTION --help` tells of them.  Datasets are given by name (north/a1b), or as a
@@ -58,7 +58,7 @@ def call(
 
     \b
     federated-dask call north/trend north/a1b --start 2070 --out trend.nc
-    """
+    """  # noqa: D301  # click wants the character itself
     if function is None or function in HELP:
         click.echo(context.get_help())
         return

@@ -64,7 +64,7 @@ def connect(
     if not addresses:
         raise ConfigurationError(
             "There is no address to connect to.",
-            hint="Give one: --at https://north.example:8443, or set FEDERATED_DASK_ADDRESS.",
+            hint="Give one: --at https://north.example:8786, or set FEDERATED_DASK_ADDRESS.",
         )
     token = token_file.read_text().strip() if token_file is not None else os.environ.get(TOKEN)
     return FederatedClient(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["describe", "ls"]
 
 
-@click.command()
+@click.command(short_help="List sites, datasets, functions or variables.")
 @click.argument("what", required=False, metavar="[URL | SITE | SITE/DATASET]")
 @connection_options
 @json_option
@@ -129,10 +129,12 @@ def _site_text(site: Any) -> str:
     from federated_dask.client.remote_errors import clean_text
 
     about = site.description
+    # A site tells its size to those who may describe it, and nothing to others.
+    workers = [f"workers    {about.workers}, {about.threads} threads"] if about.workers else []
     lines = [
-        f"{site.name}: {clean_text(about.title, 200)}",
+        f"{site.name}: {clean_text(about.title, 200)}" if about.title else site.name,
         f"address    {site.address}",
-        f"workers    {about.workers}, {about.threads} threads",
+        *workers,
         f"peers      {', '.join(peer.name for peer in about.peers) or 'none'}",
         f"functions  {len(site.functions)}",
     ]

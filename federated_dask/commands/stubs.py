@@ -17,11 +17,11 @@ __all__ = ["stubs"]
 def stubs(
     address: str, addresses: tuple[str, ...], token_file: Path | None, ca: Path | None
 ) -> None:
-    r"""Write typed stubs of the functions of the site at URL.
+    """Write typed stubs of the functions of the site at URL.
 
     \b
-    federated-dask stubs https://north.example:8443 > north.pyi
-    """
+    federated-dask stubs https://north.example:8786 > north.pyi
+    """  # noqa: D301  # click wants the character itself
     from federated_dask.client.stubs import stubs_of
 
     with connect((address,), token_file, ca) as fed:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,16 @@ class TestConnecting:
             FederatedClient(addresses, token=federation.token, verify=federation.verify)
         assert error.value.reason is Reason.UNREACHABLE
         assert "site is up" in read_aloud(error.value, federation)
+
+    def test_name_that_is_almost_one(self, fed: FederatedClient) -> None:
+        for wrong in ("north/mdae", "nort/made"):
+            with pytest.raises(NotFound, match="Did you mean 'north/made'"):
+                fed.open_dataset(wrong)
+
+    def test_without_tls(self, federation: LocalFederation) -> None:
+        address = federation.addresses["north"].replace("https://", "http://")
+        with pytest.raises(SiteUnavailable, match="starts with https://"):
+            FederatedClient(address, token="x")
 
     def test_no_such_host(self, federation: LocalFederation) -> None:
         with pytest.raises(SiteUnavailable) as error:
@@ -323,6 +334,35 @@ FAILING: dict[str, tuple[Callable[[da.Array], da.Array], type[Exception], str]] 
 
 def len_over_nothing(x: np.ndarray) -> float:
     return len(x) / 0
+
+
+def lines_of(error: BaseException) -> list[str]:
+    return "".join(traceback.format_exception(error)).splitlines()
+
+
+def test_what_is_refused_is_no_wall_of_frames(
+    fed: FederatedClient, federation: LocalFederation
+) -> None:
+    def failing(block: Any) -> Any:
+        raise ValueError("of my own")
+
+    made = fed.open_dataset("north/made", chunks={}).wind.data
+    for attempt in (
+        lambda: connect(federation, token="nonsense"),
+        lambda: connect(federation, verify=True),
+        lambda: FederatedClient("https://127.0.0.1:1", token="x"),
+        lambda: fed.open_dataset("north/nothing"),
+        lambda: fed.compute(FAILING["ValueError"][0](made)).result(120),
+    ):
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            attempt()
+        told = lines_of(error.value)
+        assert not [line for line in told if "aiohttp" in line or "requests.py" in line], told
+        assert len(told) < 50
+    own = made.map_blocks(failing, dtype=float, meta=np.array(()))
+    with pytest.raises(ValueError, match="of my own") as error:
+        own.compute()
+    assert any("in failing" in line for line in lines_of(error.value)), "where it was raised"
 
 
 @pytest.mark.parametrize("name", FAILING)

@@ -160,7 +160,9 @@ class TestAsynchronous:
     async def test_await_the_client(self, federation: LocalFederation) -> None:
         fed = await FederatedClient(federation, asynchronous=True)
         assert list(fed.sites) == SITES
+        assert current.get_current() is fed
         await fed.close()
+        assert current.get_current() is None
 
     async def test_other_tasks_go_on_meanwhile(self, federation: LocalFederation) -> None:
         ticks = 0

@@ -26,8 +26,18 @@ class TestBeingCurrent:
             assert dask.config.get("array.rechunk.method") == "p2p"
         assert current.get_current() is None
 
-    def test_not_before_it_is_asked_for(self, federation: LocalFederation) -> None:
+    def test_from_the_start(self, federation: LocalFederation) -> None:
         fed = FederatedClient(federation)
+        try:
+            assert current.get_current() is fed
+            fed.open_dataset("north/made", chunks={}).wind.mean().compute()
+            assert fed.last_run is not None
+        finally:
+            fed.close()
+        assert dask.config.get("scheduler", None) is None
+
+    def test_not_before_it_is_asked_for(self, federation: LocalFederation) -> None:
+        fed = FederatedClient(federation, set_as_default=False)
         assert current.get_current() is None
         fed.open_dataset("north/made", chunks={}).wind.mean().compute()
         assert fed.last_run is None
@@ -81,7 +91,8 @@ class TestBeingCurrent:
     ) -> None:
         small = xr.Dataset({"x": ("time", np.arange(4.0))}).chunk()
         with LocalFederation({"west": {"datasets": {"a": small}}}) as other:
-            x = FederatedClient(other).open_dataset("west/a", chunks={}).x
+            client = FederatedClient(other, set_as_default=False)
+            x = client.open_dataset("west/a", chunks={}).x
             for attempt in (x.compute, lambda: fed.explain(x), x.persist):
                 with pytest.raises(NotFound, match=r"no site 'west'.*north, ocean, south") as error:
                     attempt()
