@@ -81,7 +81,10 @@ def tail(config: Path, count: int, follow: bool) -> None:
 @click.option("--since", metavar="DURATION", default="30d", show_default=True, help="How far back.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def report(config: Path, since: str, as_json: bool) -> None:
-    """Sum up who did what: jobs, bytes, refusals, by person and by dataset."""
+    """Sum up who did what, by person and by dataset.
+
+    Jobs, bytes that left, refusals.
+    """
     from site_plugins.audit import entries
     from site_plugins.config import parse_duration
 

@@ -92,7 +92,10 @@ def peers(config: Path) -> None:
 @CONFIG
 @click.argument("name")
 def forget(config: Path, name: str) -> None:
-    """Remove a peer that joined by invitation; it is refused from now on."""
+    """Remove a peer that joined by invitation.
+
+    It is refused from now on.
+    """
     with _opened(config) as (_, _, known, audit):
         known.forget(name)
         audit.write("peer_forgotten", None, by=OPERATOR, peer=name)

@@ -35,7 +35,7 @@ TYPE = "at+jwt"
 MOST_GROUPS = 64
 NEW_TOKEN = (
     "Ask the site's operator for a new token, made by `federated-dask token create`, "  # noqa: S105
-    "and pass it: token=… in Python, --token-file in a shell."
+    "and pass it: token=… in Python, --token-file in a shell, as Authorization: Bearer in HTTP."
 )
 
 

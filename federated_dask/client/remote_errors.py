@@ -102,6 +102,9 @@ def _transport_error(error: Exception, site: str, address: str, timeout: float) 
             site=site,
             hint="An endpoint speaks TLS: its address starts with https://.",
         )
+    if isinstance(error, aiohttp.ClientPayloadError):
+        # Its text speaks of chunked transfer coding.
+        return connection_lost(site)
     return connection_lost(site, clean_text(str(error)))
 
 
@@ -111,7 +114,7 @@ def connection_lost(site: str, detail: str = "") -> SiteUnavailable:
         f"The connection broke before the reply was complete{f' ({detail})' if detail else ''}.",
         reason=Reason.CONNECTION_LOST,
         site=site,
-        hint="Try again; if it happens again, ask the site's operator.",
+        hint="The site may have been restarted: try again; if it happens again, ask its operator.",
     )
 
 
