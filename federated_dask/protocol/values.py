@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from federated_dask.errors import Reason, RequestRefused
-from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype
+from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype, has_gaps
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.trees import (
     ArrayValue,
@@ -146,7 +146,7 @@ class _Encoder:
 
     def buffer(self, data: np.ndarray) -> int:
         # Zero-size arrays and void-like dtypes do not cast to bytes; views do.
-        flat = np.ascontiguousarray(data).reshape(-1)
+        flat = np.ascontiguousarray(_without_gaps(data)).reshape(-1)
         raw = flat.view(np.uint8)
         if data.dtype.char in "gG":
             # Between such numbers is memory that nobody wrote, of whoever had it before.
@@ -301,11 +301,28 @@ def _holds_long_doubles(dtype: np.dtype) -> bool:
 def _scalar_bytes(scalar: np.generic) -> bytes:
     if scalar.dtype.names is not None and _holds_long_doubles(scalar.dtype):
         raise ValueError("numbers with gaps have no wire form inside of a structure")
-    if scalar.dtype.char not in "gG":
+    if scalar.dtype.char not in "gG" and not has_gaps(scalar.dtype):
         return scalar.tobytes()
     buffers: list[Buffer] = []
     _Encoder(buffers, None).buffer(np.asarray(scalar).reshape(1))
     return bytes(buffers[0])
+
+
+def _without_gaps(array: np.ndarray) -> np.ndarray:
+    """Clear what lies between fields: memory that nobody wrote, of whoever had it before."""
+    if array.dtype.names is None or not has_gaps(array.dtype):
+        return array
+    cleared = np.zeros(array.shape, array.dtype)
+    _copy_fields(cleared, array)
+    return cleared
+
+
+def _copy_fields(to: np.ndarray, array: np.ndarray) -> None:
+    if array.dtype.names is None:
+        to[...] = array
+        return
+    for name in array.dtype.names:
+        _copy_fields(to[name], array[name])
 
 
 def _describe(obj: object) -> str:

@@ -295,7 +295,9 @@ class Own:
         ),
         *(np.array(["a"], dtype=np.dtypes.StringDType()), np.array([[]], dtype=[]), pd.Series([1])),
         *(functools.partial(print), np.array(["\ud800"], dtype=object)),
-        *(np.dtype(("f4", (2,))), np.dtype({"names": ["a"], "formats": ["f4"], "offsets": [4]})),
+        np.dtype(("f4", (2,))),
+        np.dtype({"names": ["a", "b"], "formats": ["f4", "f4"], "offsets": [4, 0]}),
+        np.dtype({"names": ["a", "b"], "formats": ["f4", "f4"], "offsets": [0, 2]}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -343,3 +345,57 @@ def test_memory_between_long_doubles_does_not_cross(dtype: str) -> None:
         encode_value(np.zeros(1, [("a", dtype)]), [])
     with pytest.raises(TypeError, match="wire form"):
         encode_value(np.zeros(1, [("a", dtype)])[0], [])
+
+
+GAPS = [
+    np.dtype("i1, f8", align=True),
+    np.dtype("f8, i1", align=True),
+    np.dtype([("a", "i4"), ("b", "f8"), ("c", "i2")])[["a", "c"]],
+    np.dtype({"names": ["a"], "formats": ["f4"], "offsets": [4]}),
+    np.dtype([("outer", np.dtype("i1, (2,)i2, f8", align=True)), ("flag", "?")]),
+    np.dtype([("many", np.dtype("i1, i4", align=True), (2, 3))]),
+]
+
+
+@pytest.mark.parametrize("dtype", GAPS, ids=str)
+def test_structures_with_gaps_cross_without_what_lies_there(dtype: np.dtype) -> None:
+    noise = np.random.default_rng(0).integers(2, 4, 6 * dtype.itemsize, dtype="u1")
+    array = noise.view(dtype).reshape(2, 3)
+    for value in (array, array.T, array[:, ::2], array[1, 2]):
+        buffers: list[Any] = []
+        tree: Any = encode_value(value, buffers)
+        crossed = bytes(buffers[0]) if buffers else tree.data
+        decoded = decode_value(tree, [bytearray(buffer) for buffer in buffers])
+        assert decoded.dtype == dtype
+        assert fields_of(decoded) == fields_of(value)
+        written = np.frombuffer(fields_of(array[:1, 0]), "u1") > 0
+        assert not np.frombuffer(crossed, "u1").reshape(-1, dtype.itemsize)[:, ~written].any()
+
+
+def fields_of(value: Any) -> bytes:
+    """Bytes of a structured array, with zeros between its fields."""
+    fields = np.zeros(np.shape(value), value.dtype)
+    copy_fields(fields, np.asarray(value))
+    return fields.tobytes()
+
+
+def copy_fields(to: np.ndarray, array: np.ndarray) -> None:
+    for name in array.dtype.names or ():
+        copy_fields(to[name], array[name])
+    if array.dtype.names is None:
+        to[...] = array
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (dtypes.Field("", "|V0"),),
+        (dtypes.Field("", "<f8"), dtypes.Field("a", "<f8")),
+        (dtypes.Field("", "|V4", (2,)), dtypes.Field("a", "<f8")),
+        (dtypes.Field("", (dtypes.Field("b", "<f8"),)), dtypes.Field("a", "<f8")),
+        (dtypes.Field("a", "<f8"), *[dtypes.Field("", "|V999999999")] * 3),
+    ],
+)
+def test_gaps_are_nothing_but_gaps(fields: Any) -> None:
+    with pytest.raises(RequestRefused):
+        dtypes.decode_dtype(fields)
