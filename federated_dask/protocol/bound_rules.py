@@ -236,7 +236,8 @@ def _histogramdd(given: Arguments) -> int:
         bins, samples = given.args[1], np.shape(given.args[0])[1]
     else:
         bins, samples = given.args[-3], len(given.args) - 3
-    each = [bins] * samples if np.ndim(bins) == 0 else list(bins)
+    # Edges of different lengths are no array.
+    each = list(bins) if isinstance(bins, list | tuple | np.ndarray) else [bins] * samples
     return math.prod(_bins(one) + 2 for one in each) * 8 + given.nbytes
 
 
