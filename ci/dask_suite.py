@@ -8,10 +8,14 @@ schedulers rerouted through a `FederatedClient` that prefers one site for everyt
 
 Each graph that a test computes is planned, sent, checked, run at a site of a
 `LocalFederation` and sent back, although nothing in it needs a site.  What has no wire
-form runs at home and is noted with the reason.  Tasks that hold something defined by
-the tests themselves (a function, a class) are allowed there; every other is a miss.
+form runs at home and is noted with the reason.  Two kinds of tasks belong there and are
+told apart; every other is a miss:
 
-The suite counts tests that pass in the plain run and hold nothing of the tests' own.
+- what holds something defined by the tests themselves (a function, a class);
+- what reads from or writes to a place that the tests opened (a Zarr or HDF5 array, a
+  file, an array in memory that is filled by `da.store`): no site can reach it.
+
+The suite counts tests that pass in the plain run and hold nothing of these.
 """
 
 from __future__ import annotations
@@ -24,11 +28,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 SITE = "judge"
@@ -56,6 +61,11 @@ timeout = 300
 """dask's pytest settings, which its wheel leaves out, as far as these tests need them."""
 
 USER = "holds what the tests define"
+OPENED = "reads from or writes to what the tests opened"
+NOT_JUDGED = (USER, OPENED)
+ACCESSES = ("load_chunk", "load_store_chunk", "store_chunk")
+"""Functions of `dask.array.core` that work on a place which the caller opened."""
+STORES = ("h5py", "zarr")
 UNWRITABLE = "data of the researcher"
 
 
@@ -166,8 +176,10 @@ class Judge:
             return None
         given = [plan.graph.tasks[below] for below in task.dependencies]
         held = [task.node, *(below.node for below in given if below.unsendable is not None)]
-        if any(holds_user_code(node) for node in held):
+        if any(holds(node, _is_of_tests) for node in held):
             return USER
+        if any(holds(node, _is_opened) for node in held):
+            return OPENED
         if task.program is not None:
             lacking = plan.placement.reasons.get(position)
             return None if lacking is None else f"{task.label}: {lacking}"
@@ -200,8 +212,8 @@ def _shaped(keys: Any, results: Mapping[Any, Any]) -> Any:
     return results[keys]
 
 
-def holds_user_code(node: Any) -> bool:
-    """Say whether a task holds a callable or an instance of a class that the tests define."""
+def holds(node: Any, is_wanted: Callable[[Any], bool]) -> bool:
+    """Say whether a task holds a part, in its arguments or what is bound to its callable."""
     from dask._task_spec import DataNode, GraphNode
     from toolz.functoolz import Compose, curry
 
@@ -223,7 +235,7 @@ def holds_user_code(node: Any) -> bool:
             stack.extend(part.values())
         elif isinstance(part, list | tuple | set | frozenset):
             stack.extend(part)
-        elif _is_of_tests(part) or _is_of_tests(type(part)):
+        elif is_wanted(part):
             return True
         elif callable(part):
             stack.extend(vars(part).values() if hasattr(part, "__dict__") else ())
@@ -231,7 +243,17 @@ def holds_user_code(node: Any) -> bool:
 
 
 def _is_of_tests(part: Any) -> bool:
-    return str(getattr(part, "__module__", "")).startswith((TESTS, "dask.utils_test"))
+    """Say whether the tests define a callable, or the class of an instance."""
+    modules = (str(getattr(each, "__module__", "")) for each in (part, type(part)))
+    return any(module.startswith((TESTS, "dask.utils_test")) for module in modules)
+
+
+def _is_opened(part: Any) -> bool:
+    """Say whether something is an array of a file, or accesses a place that was opened."""
+    module, name = getattr(part, "__module__", ""), getattr(part, "__name__", "")
+    if (module == "dask.array.core" and name in ACCESSES) or part is np.load or part is np.save:
+        return True
+    return type(part).__module__.partition(".")[0] in STORES
 
 
 # The script: both runs, and the comparison
@@ -259,23 +281,31 @@ def run(mode: str, arguments: list[str], folder: Path) -> dict[str, Outcome]:
 
 def compare(plain: Mapping[str, Outcome], federated: Mapping[str, Outcome]) -> dict[str, Any]:
     """Sort the tests that pass in the plain run by what became of them."""
-    sorted_: dict[str, list[str]] = {"passed": [], "failed": [], "refused": [], "user": []}
+    sorted_: dict[str, list[str]] = {
+        kind: [] for kind in ("passed", "failed", "refused", "user", "opened")
+    }
     reasons: Counter[str] = Counter()
     for name, before in plain.items():
         if before.result != "passed":
             continue
         after = federated.get(name, Outcome(result="failed", error="did not run"))
-        missed = [reason for reason in after.reasons if reason != USER]
+        missed = [reason for reason in after.reasons if reason not in NOT_JUDGED]
         if missed:
             sorted_["refused"].append(name)
             reasons.update(missed)
         elif USER in after.reasons:
             sorted_["user"].append(name)
+        elif OPENED in after.reasons:
+            sorted_["opened"].append(name)
         elif after.result != "passed":
             sorted_["failed"].append(name)
         else:
             sorted_["passed"].append(name)
-    failed_with_user = [name for name in sorted_["user"] if federated[name].result != "passed"]
+    failed_unjudged = [
+        name
+        for name in (*sorted_["user"], *sorted_["opened"])
+        if federated[name].result != "passed"
+    ]
     judged = sum(len(sorted_[kind]) for kind in ("passed", "failed", "refused"))
     return {
         "plain": dict(Counter(outcome.result for outcome in plain.values())),
@@ -284,7 +314,7 @@ def compare(plain: Mapping[str, Outcome], federated: Mapping[str, Outcome]) -> d
         "crossed": sum(federated[name].sent > 0 for name in sorted_["passed"]),
         "tasks_sent": sum(outcome.sent for outcome in federated.values()),
         "graphs": sum(outcome.graphs for outcome in federated.values()),
-        "failed_with_user": failed_with_user,
+        "failed_unjudged": failed_unjudged,
         "reasons": dict(reasons.most_common()),
         **sorted_,
     }
@@ -296,7 +326,8 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [
         f"{'tests that pass in the plain run':<58}{plain.get('passed', 0):>7,}",
         f"{'  hold what the tests define (not judged)':<58}{len(found['user']):>7,}",
-        f"{'    of these failed':<58}{len(found['failed_with_user']):>7,}",
+        f"{'  read or write what the tests opened (not judged)':<58}{len(found['opened']):>7,}",
+        f"{'    of these two failed':<58}{len(found['failed_unjudged']):>7,}",
         f"{'  judged':<58}{found['judged']:>7,}",
         f"{'    passed':<58}{len(found['passed']):>7,}",
         f"{'      with tasks that ran at the site':<58}{found['crossed']:>7,}",
@@ -309,7 +340,7 @@ def table(found: Mapping[str, Any]) -> str:
         "tests   why a task ran at home",
         *(f"{count:>5}   {reason}" for reason, count in found["reasons"].items()),
     ]
-    lines += ["", "failed", *(f"  {name}" for name in found["failed"] + found["failed_with_user"])]
+    lines += ["", "failed", *(f"  {name}" for name in found["failed"] + found["failed_unjudged"])]
     return "\n".join(lines)
 
 
