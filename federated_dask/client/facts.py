@@ -43,4 +43,10 @@ def _unusable(client: Connects, site: str) -> FederatedError:
 def facts_of(description: SiteDescription, operations: frozenset[str]) -> SiteFacts:
     """Take from a site's description what bears on a plan."""
     peers = frozenset(peer.name for peer in description.peers if peer.exchanges)
-    return SiteFacts(description.name, operations, peers, description.resources)
+    return SiteFacts(
+        description.name,
+        operations,
+        peers,
+        description.resources,
+        description.limits.get("task_bytes"),
+    )

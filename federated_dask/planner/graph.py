@@ -45,6 +45,8 @@ from federated_dask.errors import ConfigurationError
 from federated_dask.planner.programs import Foreign, Program, ProgramMaker
 from federated_dask.planner.sources import HOME, HeldReference, SourceReference, StoredFacts
 from federated_dask.protocol import graph as wire
+from federated_dask.protocol.bounded import grows_objects
+from federated_dask.protocol.call_arguments import are_harmless, objects_refused
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = [
@@ -336,6 +338,9 @@ class _Lowering:
         """Key to the position of its task, or ``-1 - position`` of its leaf."""
         self.lazy: dict[Key, xarray_indexing.LazilyIndexedArray] = {}
         self.maker = ProgramMaker(table, self.operand, self.leaves)
+        self.objects: set[int] = set()
+        """Operands that are known to hold objects of Python which sites do not compute with."""
+        self.leaves_seen = 0
 
     def operand(self, key: Key) -> int:
         return self.position[self.resolve(key)]
@@ -409,6 +414,8 @@ class _Lowering:
             getattr(node.value, "shape", None),
             getattr(node.value, "dtype", None),
         )
+        if _holds_objects(node.value):
+            self.objects.add(len(self.tasks))
         self.append(task)
 
     def add_held(self, key: Key, node: GraphNode, reference: HeldReference) -> None:
@@ -437,9 +444,29 @@ class _Lowering:
             for operand in operands
             if operand < 0 and isinstance(leaf := self.leaves[-1 - operand], SourceReference)
         )
+        has_objects = program is not None and self.has_objects(program.references)
+        if program is not None and has_objects and grows_objects(program.template):
+            program, blocker = None, objects_refused().message
         task = PlanTask(key, _label(key), dependencies, program, blocker, node, sources)
         task.finalise = finalise
-        self.append(self.with_hint(task))
+        self.note_objects(self.with_hint(task))
+        self.append(task)
+
+    def has_objects(self, operands: Iterable[int]) -> bool:
+        """Say whether one of the operands is known to hold objects."""
+        for position in range(self.leaves_seen, len(self.leaves)):
+            if _holds_objects(self.leaves[position]):
+                self.objects.add(-1 - position)
+        self.leaves_seen = len(self.leaves)
+        return bool(self.objects) and not self.objects.isdisjoint(operands)
+
+    def note_objects(self, task: PlanTask) -> None:
+        """Note whether a task's result holds objects: given to it, or made at home."""
+        if task.dtype is not None and not task.dtype.hasobject:
+            return
+        given = task.dependencies if task.program is None else task.program.references
+        if self.has_objects(given) or (task.program is None and task.dtype is not None):
+            self.objects.add(len(self.tasks))
 
     def with_composed_indices(self, node: GraphNode) -> GraphNode:
         """Fold the lazy index of an xarray variable into the task that reads from it.
@@ -498,6 +525,11 @@ def _missing(key: Key) -> ConfigurationError:
         hint="Compute that part with that Client first, and use its result here: "
         "`part = client.compute(part).result()`.",
     )
+
+
+def _holds_objects(value: Any) -> bool:
+    """Say whether a value is an array of objects that sites do not compute with."""
+    return type(value) is np.ndarray and value.dtype.hasobject and not are_harmless(value)
 
 
 def _takes_all(lazy: xarray_indexing.LazilyIndexedArray) -> bool:

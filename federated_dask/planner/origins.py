@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dask.utils import format_bytes
+
 from federated_dask.planner.graph import PlanGraph, PlanTask
-from federated_dask.planner.nodes import uses
+from federated_dask.planner.nodes import last_call, operation_name, uses
 from federated_dask.planner.sources import HOME, HeldReference, SiteFacts
 from federated_dask.protocol import graph as wire
+from federated_dask.protocol.bound_rules import ELEMENTWISE
+from federated_dask.protocol.bounded import WrittenSize, written_sizes
 
 __all__ = ["AT_HOME", "Availability", "Dataset", "derivations", "origins", "resources_of"]
 
@@ -16,14 +21,28 @@ AT_HOME = frozenset({HOME})
 
 
 class Availability:
-    """Say which sites can run a task: they must have all of its operations."""
+    """Say which sites can run a task: they have all of its operations, and take its size."""
 
     def __init__(self, facts: Mapping[str, SiteFacts]) -> None:
         self._facts = facts
-        self._lacking: dict[tuple[wire.Template, str], frozenset[str]] = {}
+        self._lacking: dict[tuple[wire.Template, str], tuple[str, ...]] = {}
+        self._everywhere: dict[wire.Template, bool] = {}
+        self._sizes: dict[wire.Template, tuple[WrittenSize, ...]] = {}
+        limits = [site.task_bytes for site in facts.values() if site.task_bytes is not None]
+        self._smallest = min(limits, default=None)
 
-    def lacking(self, task: PlanTask, site: str) -> frozenset[str]:
-        """Operations and resources of a task with a program that a site does not have."""
+    def obstacle(self, task: PlanTask, site: str) -> str | None:
+        """Say, in words, why a site cannot run a task with a program; None where it can."""
+        if lacking := self.lacking(task, site):
+            return f"{site} does not have {', '.join(lacking)}"
+        most = self._facts[site].task_bytes
+        name = self.oversized(task, most)
+        if name is None or most is None:
+            return None
+        return f"{name} would make more than the {format_bytes(most)} that a task may at {site}"
+
+    def lacking(self, task: PlanTask, site: str) -> tuple[str, ...]:
+        """List operations and resources of a task with a program that a site does not have."""
         assert task.program is not None  # noqa: S101
         key = (task.program.template, site)
         if key not in self._lacking:
@@ -35,8 +54,36 @@ class Availability:
                 for name, need in template.resources
                 if has.get(name, 0) < need
             }
-            self._lacking[key] = (used - self._facts[site].operations) | short
+            self._lacking[key] = tuple(sorted((used - self._facts[site].operations) | short))
         return self._lacking[key]
+
+    def oversized(self, task: PlanTask, limit: int | None) -> str | None:
+        """Name the operation of a task that is known to make more than a limit of bytes."""
+        program = task.program
+        if limit is None or program is None:
+            return None
+        if program.template not in self._sizes:
+            self._sizes[program.template] = written_sizes(program.template)
+        for size in self._sizes[program.template]:
+            if size.least_bytes(program.integers) > limit:
+                return size.name
+        if task.shape is None or task.dtype is None:
+            return None
+        if math.prod(task.shape) * task.dtype.itemsize > limit:
+            # Of such results the shape that is stated is the one that is made; others are views.
+            call = last_call(program)
+            name = None if call is None else operation_name(call.function)
+            return name if name in ELEMENTWISE else None
+        return None
+
+    def everywhere(self, task: PlanTask) -> bool:
+        """Say whether every site can run a task with a program."""
+        assert task.program is not None  # noqa: S101
+        template = task.program.template
+        if template not in self._everywhere:
+            lacks = (self.lacking(task, site) for site in self._facts)
+            self._everywhere[template] = not any(lacks)
+        return self._everywhere[template] and self.oversized(task, self._smallest) is None
 
     def bound_to(self, task: PlanTask) -> frozenset[str]:
         """Sites of which one must run a task, for the resources that it asks for; else none."""
@@ -49,7 +96,7 @@ class Availability:
 
     def can_run(self, task: PlanTask, site: str) -> bool:
         """Say whether a site can run a task."""
-        return task.program is not None and not self.lacking(task, site)
+        return task.program is not None and self.obstacle(task, site) is None
 
 
 def origins(
@@ -96,6 +143,9 @@ def origins(
             places = AT_HOME
         elif not places and prefer is not None:
             places = frozenset({prefer})
+        elif not places and not available.everywhere(task):
+            # Else it would be made at whichever site needs it.
+            places = AT_HOME
         if len(places) == 1 and places != AT_HOME:
             (site,) = places
             if not available.can_run(task, site):

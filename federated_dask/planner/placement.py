@@ -25,7 +25,7 @@ from federated_dask.planner.origins import Availability, Dataset, derivations, o
 from federated_dask.planner.sizes import framed, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 
-__all__ = ["Placement", "exchange", "place"]
+__all__ = ["CHEAPER", "Placement", "exchange", "place"]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _Placer:
             if place != HOME:
                 self.reasons.pop(position, None)
             elif position not in self.reasons and not self.graph.tasks[position].finalise:
-                self.reasons[position] = "bringing its inputs home moves fewer bytes"
+                self.reasons[position] = CHEAPER
 
     def allowed(self, position: int, sites: set[str]) -> frozenset[str]:
         """Places that can run a task."""
@@ -302,13 +302,13 @@ class _Placer:
             cheaper = cost[0] < cost[1] or site == self.prefer
             if self.available.can_run(task, site) and cheaper:
                 return site
-            self.reasons[position] = "bringing its inputs home moves fewer bytes"
+            self.reasons[position] = CHEAPER
         elif sites:
             self.reasons[position] = f"it needs data of {' and '.join(sorted(sites))} together"
         return HOME
 
     def explain_home(self, position: int) -> None:
-        """Note why a task that has data of a site cannot run there."""
+        """Note why a task cannot run at the site of its data, or wherever it is needed."""
         task = self.graph.tasks[position]
         sites = {place for below in task.dependencies if (place := self.places[below])} - {HOME}
         sites |= {source.site for source in task.sources}
@@ -316,15 +316,14 @@ class _Placer:
             names = " and ".join(name for name, _ in resources_of(task))
             self.reasons[position] = f"no site has as much {names} as it asks for"
             return
-        if task.finalise or not sites:
+        if task.finalise or (task.program is None and not sites):
             return
         if task.program is None:
             self.reasons[position] = task.blocker or "it has no wire form"
             return
-        site = min(sites)
-        lacking = ", ".join(sorted(self.available.lacking(task, site)))
-        if lacking:
-            self.reasons[position] = f"{site} does not have {lacking}"
+        obstacles = (self.available.obstacle(task, site) for site in sorted(sites or self.facts))
+        if (obstacle := next(filter(None, obstacles), None)) is not None:
+            self.reasons[position] = obstacle
 
     def elsewhere(self, position: int, place: str) -> list[int]:
         """List the inputs of a task that are made at another place than `place`."""
@@ -355,6 +354,8 @@ def exchange(facts: Mapping[str, SiteFacts], start: str, end: str) -> bool:
     return end in facts[start].peers and start in facts[end].peers
 
 
+CHEAPER = "bringing its inputs home moves fewer bytes"
+"""Why a task runs at home although it need not."""
 MOST_PLACES = 12
 """Sites that are considered for one task: of a hundred that meet there, each holds little."""
 WORK = 0.02

@@ -22,7 +22,7 @@ from federated_dask.planner.graph import Key, PlanGraph, PlanTask, lower
 from federated_dask.planner.learning import LearntSizes
 from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.origins import Dataset, derivations
-from federated_dask.planner.placement import Placement, exchange, place
+from federated_dask.planner.placement import CHEAPER, Placement, exchange, place
 from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
 from federated_dask.planner.sizes import estimate_sizes, framed, read_bytes
@@ -411,14 +411,17 @@ def _check_egress(plan: Plan) -> None:
 
 def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> NotPermitted:
     site, name, limit = dataset
-    users = [
-        other
-        for other, task in enumerate(plan.graph.tasks)
-        if (position in task.dependencies or position == other)
-        and plan.placement.places[other] == HOME
-    ]
-    why = [plan.placement.reasons[other] for other in users if other in plan.placement.reasons]
-    because = f" They would be needed at home because {why[0]}." if why else ""
+    needing = {position}
+    why = []
+    for other in range(position, len(plan.graph.tasks)):
+        dependencies = plan.graph.tasks[other].dependencies
+        is_home = plan.placement.places[other] == HOME
+        if is_home and (other == position or not needing.isdisjoint(dependencies)):
+            needing.add(other)
+            why.append(plan.placement.reasons.get(other))
+    # What had to run at home, before what followed it there.
+    why.sort(key=lambda reason: reason in (None, CHEAPER))
+    because = f" They would be needed at home because {why[0]}." if why and why[0] else ""
     return NotPermitted(
         f"About {size:,} bytes derived from {site}/{name} would leave the site; "
         f"{limit:,} of its budget are left.{because}",

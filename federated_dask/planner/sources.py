@@ -58,9 +58,12 @@ class SiteFacts:
         Sites with which it exchanges values.
     resources : mapping of str to float
         Most that one of its workers has of each resource.
+    task_bytes : int, optional
+        Bytes that one operation may make there; None where it is not known.
     """
 
     name: str
     operations: frozenset[str]
     peers: frozenset[str] = frozenset()
     resources: Mapping[str, float] = field(default_factory=dict, hash=False)
+    task_bytes: int | None = None

@@ -20,10 +20,10 @@ nothing is computed with them that could make more of them than they are.
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,23 +41,34 @@ from federated_dask.protocol.call_arguments import (
     UNBOUNDED,
     Arguments,
     are_harmless,
+    dtype_keyword,
     objects_refused,
 )
+from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.graph import CheckedBlock, CheckedGraph
 from federated_dask.protocol.nodes import (
     Call,
+    DataType,
     Integer,
     List,
     Node,
     Number,
     Operation,
+    Partial,
     Template,
     Tuple,
     children,
     walk,
 )
 
-__all__ = ["check_written_sizes", "dtype_place", "most_bytes", "over"]
+__all__ = [
+    "WrittenSize",
+    "check_written_sizes",
+    "grows_objects",
+    "most_bytes",
+    "over",
+    "written_sizes",
+]
 
 UNTOLD = (
     ArithmeticError,
@@ -80,13 +91,6 @@ GROWING_OBJECTS = frozenset(
     """.split()
 )
 """Last parts of names of operations that make more and more of texts and of long integers."""
-
-DTYPE_KEYWORDS = {
-    names.ENFORCE: "enforce_dtype",
-    names.PASS: "enforce_dtype",
-    "federated_dask.protocol.wrappers.masked_array": "masked_dtype",
-    "dask.array.chunk.astype": "astype_dtype",
-}
 
 
 def most_bytes(
@@ -120,7 +124,7 @@ def most_bytes(
     >>> most_bytes("numpy.add", (np.ones((1, 1000)), np.ones((2000, 1))), {})
     16000000
     """
-    dtype = kwargs.get(DTYPE_KEYWORDS.get(name, "dtype"))
+    dtype = kwargs.get(dtype_keyword(name))
     if dtype is None and place is not None and place < len(args):
         dtype = args[place]
     if name in names.CALLS and _is_object(dtype):
@@ -143,22 +147,19 @@ def _is_object(dtype: object) -> bool:
     return dtype is object or (isinstance(dtype, np.dtype) and dtype.kind == "O")
 
 
-def dtype_place(function: Callable[..., Any]) -> int | None:
-    """Tell at which place a data type may be given to an operation.
+def grows_objects(template: Template) -> bool:
+    """Say whether a template has an operation that makes more and more of objects of Python.
 
     Examples
     --------
-    >>> dtype_place(np.full)
-    2
+    >>> grows_objects(Template((Call(Operation("numpy.sum"), (Integer(),)),)))
+    True
     """
-    try:
-        parameters = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return None
-    for parameter in ("dtype", "astype_dtype"):
-        if parameter in parameters:
-            return parameters.index(parameter)
-    return None
+    return any(
+        isinstance(node, Operation) and node.name.rpartition(".")[2] in GROWING_OBJECTS
+        for step in template.steps
+        for node in walk(step)
+    )
 
 
 def over(name: str, limit: int) -> FederatedError:
@@ -176,6 +177,22 @@ def over(name: str, limit: int) -> FederatedError:
 # What is written in a message
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenSize:
+    """A call of a template that asks for a size in so many words."""
+
+    name: str
+    """The operation."""
+    fixed: int
+    """Bytes that each of its tasks asks for, before they are multiplied by its integers."""
+    holes: tuple[int, ...]
+    """Places of the integers, among those of the template, that multiply them."""
+
+    def least_bytes(self, integers: Sequence[int]) -> int:
+        """Give what a task with these integers asks for at least."""
+        return self.fixed * math.prod(abs(integers[hole]) for hole in self.holes)
+
+
 def check_written_sizes(checked: CheckedGraph, limit: int) -> None:
     """Refuse a graph in which a size over the limit is written.
 
@@ -191,80 +208,119 @@ def check_written_sizes(checked: CheckedGraph, limit: int) -> None:
     RequestRefused
         ``limit_exceeded``.
     """
-    wanted = [list(_written(template)) for template in checked.graph.templates]
+    wanted = [written_sizes(template) for template in checked.graph.templates]
     for block in checked.blocks:
-        for name, factors in wanted[block.template]:
-            if _least_elements(factors, block) > limit:
-                raise over(name, limit)
+        for size in wanted[block.template]:
+            if _largest(size, block) > limit:
+                raise over(size.name, limit)
 
 
-def _written(template: Template) -> Iterator[tuple[str, list[Number | int]]]:
-    """Give operations that ask for a size, and the factors of it that are written there.
+def _largest(size: WrittenSize, block: CheckedBlock) -> float:
+    """Bytes that the largest of the tasks of a block asks for."""
+    columns = np.abs(block.integers[:, size.holes].astype(np.float64))
+    return float(columns.prod(axis=1).max()) * min(size.fixed, UNBOUNDED)
 
-    A factor is a number, or the place of a hole for an integer.
+
+def written_sizes(template: Template) -> tuple[WrittenSize, ...]:
+    """List the calls of a template that ask for a size, as far as that is written there.
+
+    Examples
+    --------
+    >>> shape = Tuple((Integer(), Number(10)))
+    >>> ones = Call(Operation("numpy.ones"), (shape,))
+    >>> (size,) = written_sizes(Template((ones,)))
+    >>> size.least_bytes([5])
+    400
     """
+    found = []
     holes = 0
     for step in template.steps:
         for node in walk(step):
             if isinstance(node, Integer):
                 holes += 1
-            elif isinstance(node, Call) and isinstance(node.function, Operation):
-                size = SIZES.get(node.function.name)
-                found = [] if size is None else list(_factors(node, holes, *size))
-                if found:
-                    yield node.function.name, found
+            elif isinstance(node, Call):
+                size = _written_size(node, holes)
+                if size is not None:
+                    found.append(size)
+    return tuple(found)
 
 
-def _factors(call: Call, holes: int, place: int, keyword: str) -> Iterator[Number | int]:
-    parts: list[tuple[bool, Node]] = [(at == place, arg) for at, arg in enumerate(call.arguments)]
-    parts += [(name == keyword, value) for name, value in call.keywords]
-    for is_size, part in parts:
-        is_plain = is_size and _is_plain(part)
-        for node in walk(part):
-            if isinstance(node, Integer):
-                if is_plain:
-                    yield holes
-                holes += 1
-            elif is_plain and isinstance(node, Number):
-                yield node
+class _Given(NamedTuple):
+    """An argument as it is written."""
+
+    node: Node
+    first: int
+    """Place of its first integer hole among those of the template."""
 
 
-def _is_plain(node: Node) -> bool:
-    """Whether it is a size: a number, or a sequence of numbers."""
-    if isinstance(node, List | Tuple):
-        return all(isinstance(item, Integer | Number) for item in children(node))
-    return isinstance(node, Integer | Number)
+def _written_size(call: Call, holes: int) -> WrittenSize | None:
+    name, given, _ = _given(call, holes)
+    if name not in SIZES:
+        return None
+    place, keyword, item = SIZES[name]
+    size = given.get(keyword, given.get(place))
+    if size is None:
+        return None
+    node, first = size
+    parts = children(node) if isinstance(node, List | Tuple) else (node,)
+    if not all(isinstance(part, Integer | Number) for part in parts):
+        return None
+    if len(parts) != 1 and name == "numpy.repeat":
+        # What is repeated unevenly is as long as the sum of these numbers.
+        return None
+    fixed = math.prod(abs(part.value) for part in parts if isinstance(part, Number))
+    multiplied = range(first, first + sum(isinstance(part, Integer) for part in parts))
+    return WrittenSize(name, fixed * _item_bytes(given, place, item), tuple(multiplied))
 
 
-def _least_elements(factors: list[Number | int], block: CheckedBlock) -> float:
-    """Largest product of the factors among the tasks of a block."""
-    fixed = math.prod(abs(factor.value) for factor in factors if isinstance(factor, Number))
-    holes = [factor for factor in factors if isinstance(factor, int)]
-    if not holes:
-        return float(min(fixed, UNBOUNDED))
-    columns = np.abs(block.integers[:, holes].astype(np.float64))
-    return float(columns.prod(axis=1).max()) * min(fixed, UNBOUNDED)
+def _item_bytes(given: Mapping[int | str, _Given], place: int, otherwise: int) -> int:
+    """Bytes of an element, or fewer where its data type is not written."""
+    if "dtype" in given:
+        dtype = given["dtype"].node
+        return max(1, decode_dtype(dtype.dtype).itemsize) if isinstance(dtype, DataType) else ANY
+    if any(isinstance(at, int) and at > place for at in given):
+        # One of them may be the data type.
+        return ANY
+    return otherwise
 
 
-SIZES: dict[str, tuple[int, str]] = {
-    "dask.array.chunk.linspace": (2, "num"),
-    "dask.array.creation.linear_ramp_chunk": (2, "num"),
-    "federated_dask.protocol.wrappers.random_values": (3, "size"),
-    "numpy.bincount": (2, "minlength"),
-    "numpy.eye": (0, "N"),
-    "numpy.full": (0, "shape"),
-    "numpy.full_like": (4, "shape"),
-    "numpy.linspace": (2, "num"),
-    "numpy.ones": (0, "shape"),
-    "numpy.ones_like": (4, "shape"),
-    "numpy.repeat": (1, "repeats"),
-    "numpy.tile": (1, "reps"),
-    "numpy.zeros": (0, "shape"),
-    "numpy.zeros_like": (4, "shape"),
+def _given(function: Node, holes: int) -> tuple[str, dict[int | str, _Given], int]:
+    """Name the operation that a call reaches, with what it is given, by place and name."""
+    if isinstance(function, Operation):
+        return function.name, {}, holes
+    if not isinstance(function, Call | Partial):
+        return "", {}, holes
+    name, given, holes = _given(function.function, holes)
+    before = sum(isinstance(at, int) for at in given)
+    parts: list[tuple[int | str, Node]] = [*enumerate(function.arguments, before)]
+    for at, node in [*parts, *function.keywords]:
+        given[at] = _Given(node, holes)
+        holes += sum(isinstance(part, Integer) for part in walk(node))
+    return name, given, holes
+
+
+NUMBERS, ANY = 8, 1
+"""Bytes of an element where no data type is given: those of a number, or who knows."""
+
+SIZES: dict[str, tuple[int, str, int]] = {
+    "dask.array.chunk.linspace": (2, "num", ANY),
+    "dask.array.creation.linear_ramp_chunk": (2, "num", ANY),
+    "federated_dask.protocol.wrappers.random_values": (3, "size", NUMBERS),
+    "numpy.bincount": (2, "minlength", NUMBERS),
+    "numpy.eye": (0, "N", ANY),
+    "numpy.full": (0, "shape", ANY),
+    "numpy.full_like": (4, "shape", ANY),
+    "numpy.linspace": (2, "num", ANY),
+    "numpy.ones": (0, "shape", NUMBERS),
+    "numpy.ones_like": (4, "shape", ANY),
+    "numpy.repeat": (1, "repeats", ANY),
+    "numpy.tile": (1, "reps", ANY),
+    "numpy.zeros": (0, "shape", NUMBERS),
+    "numpy.zeros_like": (4, "shape", ANY),
     **{
-        f"{module}.fft.{name}": (1, "n" if name.endswith("t") else "s")
+        f"{module}.fft.{name}": (1, "n" if name.endswith("t") else "s", ANY)
         for module in ("numpy", "scipy")
         for name in FFTS
     },
 }
-"""Operations that ask for a size, and the argument that holds it."""
+"""Operations that ask for a size: the argument that holds it, and bytes of an element."""

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from federated_dask.errors import FederatedError, NotPermitted, Reason
+from federated_dask.protocol import operation_names as names
 
-__all__ = ["UNBOUNDED", "Arguments", "are_harmless", "item_bytes", "objects_refused"]
+__all__ = [
+    "UNBOUNDED",
+    "Arguments",
+    "are_harmless",
+    "dtype_keyword",
+    "dtype_place",
+    "item_bytes",
+    "objects_refused",
+]
 
 UNBOUNDED = 2**63
 MOST_PARTS = 1_000_000
@@ -17,6 +28,48 @@ MOST_PARTS = 1_000_000
 INT64 = range(-(2**63), 2**64)
 TEXT_BYTES = 4
 """Bytes of a character in an array of texts."""
+
+
+DTYPE_KEYWORDS = {
+    names.ENFORCE: "enforce_dtype",
+    names.PASS: "enforce_dtype",
+    "federated_dask.protocol.wrappers.masked_array": "masked_dtype",
+    "dask.array.chunk.astype": "astype_dtype",
+}
+
+
+def dtype_keyword(name: str) -> str:
+    """Name the argument in which an operation takes a data type.
+
+    Examples
+    --------
+    >>> dtype_keyword("numpy.ones")
+    'dtype'
+    """
+    return DTYPE_KEYWORDS.get(name, "dtype")
+
+
+@functools.cache
+def dtype_place(function: Callable[..., Any]) -> int | None:
+    """Tell at which place a data type may be given to an operation.
+
+    Examples
+    --------
+    >>> dtype_place(np.full)
+    2
+    """
+    if isinstance(function, np.ufunc):
+        return None
+    if isinstance(getattr(function, "__self__", None), np.ufunc):
+        return {"accumulate": 2}.get(function.__name__)
+    try:
+        parameters = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    for parameter in ("dtype", "astype_dtype"):
+        if parameter in parameters:
+            return parameters.index(parameter)
+    return None
 
 
 class Arguments:

@@ -10,6 +10,7 @@ more of an operation than it is:
   users of a site, and `np.add(x, 1, out=x)` would change them under everyone's hands.
 - Operations that reach functions by name (`TEXTS`) get these names, and everything
   else that steers them, as constants of the message, where they can be read.
+- No objects of Python are asked for (``dtype=object``): they have no bounded size.
 - A stored variable is read by slicing and nothing else.
 
 The planner applies the same rules, so that what a site would refuse runs at home.
@@ -26,6 +27,7 @@ import numpy as np
 
 from federated_dask.errors import FederatedError, NotPermitted, Reason, RequestRefused
 from federated_dask.protocol import operation_names as names
+from federated_dask.protocol.call_arguments import dtype_keyword, dtype_place, item_bytes
 from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.nodes import (
     Call,
@@ -234,7 +236,10 @@ class _Checker:
     ) -> None:
         rule = name if name in names.TEXTS else None
         called = names.CALLS.get(name or "", {})
+        place = dtype_place(self.table.lookup(name)) if name is not None and not called else None
         for position, node in enumerate(arguments, before):
+            if position == place:
+                self.data_type(node)
             if position in called.values():
                 self.callee(node, depth + 1, str(name), total)
             elif name == "dask.array.core._pass_extra_kwargs" and position == 1:
@@ -253,10 +258,33 @@ class _Checker:
             if keyword in names.WRITING and node is not None and node is not False:
                 raise _not_permitted(f"The keyword {keyword!r} would write into an argument.")
             self.effect(name, keyword, node)
+            if name is not None and not called and keyword == dtype_keyword(name):
+                self.data_type(node)
             if keyword in called:
                 self.callee(node, depth + 1, str(name), total)
             else:
                 self.visit(node, depth + 1, rule, bound=rule is not None)
+
+    def data_type(self, node: Node) -> None:
+        """Check the data type that is asked for.
+
+        What only calls another operation leaves its result as it is where that is of objects.
+        """
+        try:
+            item_bytes(self.written_data_type(node))
+        except TypeError:
+            # No data type; the operation will say so.
+            return
+
+    def written_data_type(self, node: Node) -> Any:
+        """Give what is written for a data type; None where it is not written."""
+        if isinstance(node, DataType):
+            return decode_dtype(node.dtype)
+        if isinstance(node, Operation):
+            return self.table.lookup(node.name)
+        if isinstance(node, List | Tuple):
+            return [self.written_data_type(item) for item in node.items]
+        return node if isinstance(node, str) else None
 
     def effect(self, name: str | None, keyword: str, node: Node) -> None:
         """Check a keyword that could make an operation write, or give what was never written."""

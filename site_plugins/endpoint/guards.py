@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from distributed.utils import thread_state  # type: ignore[attr-defined]
 
-from federated_dask.protocol.bounded import dtype_place, most_bytes, over
+from federated_dask.protocol.bounded import most_bytes, over
+from federated_dask.protocol.call_arguments import dtype_place
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = ["Guard", "guarded", "unguarded"]

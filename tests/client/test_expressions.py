@@ -351,3 +351,19 @@ def test_positions_among_masked_values(fed: FederatedClient, name: str) -> None:
     plain = np.ma.masked_greater(local("north/made")["count"].values, 40)
     found = getattr(da.ma.masked_greater(counts, 40), name)().compute()
     assert plain.flat[int(found)] == getattr(plain, name.replace("arg", ""))()
+
+
+def test_objects_of_python_are_made_at_home(fed: FederatedClient) -> None:
+    wind = fed.open_dataset("north/made", chunks={}).wind[:4].fillna(0)
+    expression = wind.astype(object).sum("time")
+    expected = local("north/made").wind[:4].fillna(0).astype(object).sum("time").compute()
+    assert "Objects of Python are not made" in repr(fed.explain(expression))
+    np.testing.assert_array_equal(expression.compute(), expected)
+
+
+def test_what_a_site_would_refuse_for_its_size_is_known_before(fed: FederatedClient) -> None:
+    most = fed.facts["north"].task_bytes
+    assert most
+    wind = fed.open_dataset("north/made", chunks={}).wind.data
+    repeated = wind.map_blocks(np.repeat, most + 1, dtype=wind.dtype, chunks=wind.chunks)
+    assert "numpy.repeat would make more than the" in repr(fed.explain(repeated))

@@ -58,6 +58,8 @@ class Federation:
 
     operations: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Operations of sites that do not have all."""
+    task_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that one operation may make at sites that say so."""
     exchanging: bool = False
     """Whether sites fetch values from one another."""
     stored: dict[SourceReference, np.ndarray] = field(default_factory=dict)
@@ -71,6 +73,7 @@ class Federation:
     def forget(self) -> None:
         """Forget what happened, and what sites lack."""
         self.operations, self.read_from_home, self.prefer = {}, 0, None
+        self.task_bytes = {}
         self.exchanging = False
         for log in (self.crossed, self.messages, self.plans):
             log.clear()
@@ -90,6 +93,7 @@ class Federation:
                 name,
                 self.operations.get(name, frozenset(TABLE.names)),
                 frozenset(names - {name} if self.exchanging else ()),
+                task_bytes=self.task_bytes.get(name),
             )
             for name in sorted(names)
         }

@@ -18,18 +18,20 @@ from federated_dask.protocol.bound_rules import ELEMENTWISE, RULES, VIEWS
 from federated_dask.protocol.bounded import (
     SIZES,
     check_written_sizes,
-    dtype_place,
     most_bytes,
 )
+from federated_dask.protocol.call_arguments import dtype_place
 from federated_dask.protocol.graph import (
     Block,
     Call,
+    DataType,
     Graph,
     Integer,
     List,
     Node,
     Number,
     Operation,
+    Partial,
     Reference,
     Template,
     Tuple,
@@ -255,6 +257,24 @@ def test_dates_of_other_calendars_are_computed_with() -> None:
     assert bound("numpy.add", dates, np.array([pd.Timedelta(1).to_pytimedelta()], object)) < 100
 
 
+@pytest.mark.parametrize(
+    ("bins", "cells"),
+    [
+        ((np.linspace(0, 1, 5), np.linspace(0, 1, 9)), 7 * 11),
+        ([[0, 1, 2], 4], 5 * 6),
+        ((3, 4), 5 * 6),
+        (3, 5 * 5),
+    ],
+)
+def test_bins_of_each_dimension_count(bins: Any, cells: int) -> None:
+    columns = np.ones((10, 2))
+    routines = "dask.array.routines._block_histogramdd"
+    most = bound(f"{routines}_rect", columns, bins, ((0, 1), (0, 1)), None)
+    assert 8 * cells <= most <= 8 * cells + 1_000
+    most = bound(f"{routines}_multiarg", *columns.T, bins, ((0, 1), (0, 1)), None)
+    assert 8 * cells <= most <= 8 * cells + 1_000
+
+
 def test_views_take_nothing() -> None:
     for name in ("broadcast_to", "transpose", "expand_dims", "asarray", "flip"):
         assert bound(f"numpy.{name}", WIDE) == 0
@@ -431,3 +451,34 @@ def test_sizes_that_are_not_in_a_message_wait_for_the_call() -> None:
         blocks=(Block(0, 1, (encode_column(np.array([0])),)),),
     )
     check_written_sizes(check_graph(graph, TABLE, Limits()), 1)
+
+
+OBJECTS: list[Node] = [DataType("|O"), Operation("builtins.object"), "O", "object"]
+
+
+@pytest.mark.parametrize("dtype", OBJECTS, ids=str)
+@pytest.mark.parametrize(
+    "node",
+    [
+        lambda dtype: call("numpy.ones", Number(3), dtype),
+        lambda dtype: call("numpy.ones", Number(3), dtype=dtype),
+        lambda dtype: call("dask.array.chunk.astype", Number(3), astype_dtype=dtype),
+        lambda dtype: call("numpy.sum", call("numpy.array", Number(3), dtype=dtype)),
+        lambda dtype: Call(Partial(Operation("numpy.full"), (Number(3), Number(4))), (dtype,), ()),
+        lambda dtype: Call(Partial(Operation("numpy.full"), (), (("dtype", dtype),)), (Number(3),)),
+    ],
+)
+def test_objects_in_messages_are_refused(node: Callable[[Node], Node], dtype: Node) -> None:
+    with pytest.raises(NotPermitted, match="Objects of Python"):
+        check_graph(graph_of(node(dtype)), TABLE, Limits())
+
+
+def test_what_calls_another_operation_may_expect_objects() -> None:
+    function = Operation("numpy.sqrt")
+    node = call(
+        "dask.array.core._enforce_dtype",
+        Number(3),
+        enforce_dtype=DataType("|O"),
+        enforce_dtype_function=function,
+    )
+    check_graph(graph_of(node), TABLE, Limits())
