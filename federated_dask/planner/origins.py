@@ -25,9 +25,11 @@ class Availability:
 
     def __init__(self, facts: Mapping[str, SiteFacts]) -> None:
         self._facts = facts
-        self._lacking: dict[tuple[wire.Template, str], tuple[str, ...]] = {}
-        self._everywhere: dict[wire.Template, bool] = {}
-        self._sizes: dict[wire.Template, tuple[WrittenSize, ...]] = {}
+        # By the identity of templates, which tasks of a layer share: hashing one takes longer
+        # than all else here. The graph that is planned keeps them.
+        self._lacking: dict[tuple[int, str], tuple[str, ...]] = {}
+        self._everywhere: dict[int, bool] = {}
+        self._sizes: dict[int, tuple[WrittenSize, ...]] = {}
         limits = [site.task_bytes for site in facts.values() if site.task_bytes is not None]
         self._smallest = min(limits, default=None)
 
@@ -44,7 +46,7 @@ class Availability:
     def lacking(self, task: PlanTask, site: str) -> tuple[str, ...]:
         """List operations and resources of a task with a program that a site does not have."""
         assert task.program is not None  # noqa: S101
-        key = (task.program.template, site)
+        key = (id(task.program.template), site)
         if key not in self._lacking:
             template = task.program.template
             used = frozenset[str]().union(*(uses(step) for step in template.steps))
@@ -62,9 +64,10 @@ class Availability:
         program = task.program
         if limit is None or program is None:
             return None
-        if program.template not in self._sizes:
-            self._sizes[program.template] = written_sizes(program.template)
-        for size in self._sizes[program.template]:
+        written = self._sizes.get(id(program.template))
+        if written is None:
+            written = self._sizes[id(program.template)] = written_sizes(program.template)
+        for size in written:
             if size.least_bytes(program.integers) > limit:
                 return size.name
         if task.shape is None or task.dtype is None:
@@ -79,7 +82,7 @@ class Availability:
     def everywhere(self, task: PlanTask) -> bool:
         """Say whether every site can run a task with a program."""
         assert task.program is not None  # noqa: S101
-        template = task.program.template
+        template = id(task.program.template)
         if template not in self._everywhere:
             lacks = (self.lacking(task, site) for site in self._facts)
             self._everywhere[template] = not any(lacks)
