@@ -42,11 +42,10 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.utils import ensure_dict, key_split
 
 from federated_dask.errors import ConfigurationError
+from federated_dask.planner.objects import OBJECTS, KnownObjects
 from federated_dask.planner.programs import Foreign, Program, ProgramMaker
 from federated_dask.planner.sources import HOME, HeldReference, SourceReference, StoredFacts
 from federated_dask.protocol import graph as wire
-from federated_dask.protocol.bounded import grows_objects
-from federated_dask.protocol.call_arguments import are_harmless, objects_refused
 from federated_dask.protocol.operations import OperationTable
 
 __all__ = [
@@ -338,9 +337,7 @@ class _Lowering:
         """Key to the position of its task, or ``-1 - position`` of its leaf."""
         self.lazy: dict[Key, xarray_indexing.LazilyIndexedArray] = {}
         self.maker = ProgramMaker(table, self.operand, self.leaves)
-        self.objects: set[int] = set()
-        """Operands that are known to hold objects of Python which sites do not compute with."""
-        self.leaves_seen = 0
+        self.objects = KnownObjects(self.leaves)
 
     def operand(self, key: Key) -> int:
         return self.position[self.resolve(key)]
@@ -414,8 +411,7 @@ class _Lowering:
             getattr(node.value, "shape", None),
             getattr(node.value, "dtype", None),
         )
-        if _holds_objects(node.value):
-            self.objects.add(len(self.tasks))
+        self.objects.add_value(len(self.tasks), node.value)
         self.append(task)
 
     def add_held(self, key: Key, node: GraphNode, reference: HeldReference) -> None:
@@ -444,29 +440,16 @@ class _Lowering:
             for operand in operands
             if operand < 0 and isinstance(leaf := self.leaves[-1 - operand], SourceReference)
         )
-        has_objects = program is not None and self.has_objects(program.references)
-        if program is not None and has_objects and grows_objects(program.template):
-            program, blocker = None, objects_refused().message
+        grow, are_result = (False, False) if program is None else self.objects.followed(program)
+        if grow:
+            program, blocker = None, OBJECTS
         task = PlanTask(key, _label(key), dependencies, program, blocker, node, sources)
         task.finalise = finalise
-        self.note_objects(self.with_hint(task))
-        self.append(task)
-
-    def has_objects(self, operands: Iterable[int]) -> bool:
-        """Say whether one of the operands is known to hold objects."""
-        for position in range(self.leaves_seen, len(self.leaves)):
-            if _holds_objects(self.leaves[position]):
-                self.objects.add(-1 - position)
-        self.leaves_seen = len(self.leaves)
-        return bool(self.objects) and not self.objects.isdisjoint(operands)
-
-    def note_objects(self, task: PlanTask) -> None:
-        """Note whether a task's result holds objects: given to it, or made at home."""
-        if task.dtype is not None and not task.dtype.hasobject:
-            return
-        given = task.dependencies if task.program is None else task.program.references
-        if self.has_objects(given) or (task.program is None and task.dtype is not None):
+        self.with_hint(task)
+        made = task.dtype is not None and task.dtype.hasobject and program is None
+        if made or (are_result and (task.dtype is None or task.dtype.hasobject)):
             self.objects.add(len(self.tasks))
+        self.append(task)
 
     def with_composed_indices(self, node: GraphNode) -> GraphNode:
         """Fold the lazy index of an xarray variable into the task that reads from it.
@@ -525,11 +508,6 @@ def _missing(key: Key) -> ConfigurationError:
         hint="Compute that part with that Client first, and use its result here: "
         "`part = client.compute(part).result()`.",
     )
-
-
-def _holds_objects(value: Any) -> bool:
-    """Say whether a value is an array of objects that sites do not compute with."""
-    return type(value) is np.ndarray and value.dtype.hasobject and not are_harmless(value)
 
 
 def _takes_all(lazy: xarray_indexing.LazilyIndexedArray) -> bool:

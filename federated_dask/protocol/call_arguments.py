@@ -58,7 +58,7 @@ def dtype_place(function: Callable[..., Any]) -> int | None:
     >>> dtype_place(np.full)
     2
     """
-    if isinstance(function, np.ufunc):
+    if isinstance(function, np.ufunc | type):
         return None
     if isinstance(getattr(function, "__self__", None), np.ufunc):
         return {"accumulate": 2}.get(function.__name__)

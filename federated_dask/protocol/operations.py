@@ -24,6 +24,7 @@ import numpy as np
 
 from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol import codecs, operation_names, wrappers
+from federated_dask.protocol.call_arguments import dtype_place
 
 __all__ = ["OperationTable", "operation_table"]
 
@@ -171,6 +172,9 @@ def operation_table() -> OperationTable:
                 if full in wrappers.STANDING_IN:
                     originals[full] = function
     operations.update(_special())
+    for function in operations.values():
+        # Signatures of compiled functions are parsed: now, and not while a message is checked.
+        dtype_place(function)
     return OperationTable(operations, originals)
 
 

@@ -109,3 +109,12 @@ def test_dates_of_other_calendars_are_computed_with_at_sites(federation: Federat
     expression = x - x[0]
     assert federation.plan(expression).tasks_at("north") > 1
     assert not at_home(federation.plan(expression))
+
+
+def test_what_only_compares_texts_runs_at_the_data(federation: Federation) -> None:
+    x = da.from_array(federation.variable("north", ROW[:4]), chunks=2)
+    chosen = (x * (da.from_array(TEXTS, chunks=2) == "bb")).sum()
+    assert not federation.plan(chosen).reasons()
+    (computed,) = federation.compute(chosen)
+    assert computed == ROW[1]
+    assert not federation.read_from_home

@@ -319,9 +319,9 @@ def test_sizes_written_in_a_message_are_found_as_they_are(sizes: list[int], name
         check_written_sizes(checked, 2**30)
     except FederatedError as error:
         refused = error.reason == "limit_exceeded"
-    elements = math.prod(map(abs, sizes))
+    asked = 8 * math.prod(map(abs, sizes))
     # In floats, so a size within a billionth of the limit may fall on either side.
-    if elements > 2**30 + 16:
+    if asked > 2**30 + 16:
         assert refused
-    elif elements < 2**30 - 16:
+    elif asked < 2**30 - 16:
         assert not refused
