@@ -81,12 +81,7 @@ class FunctionCaller:
             for parameter, value in bound.items()
         }
         call = partial(self._call, found, version or None, given)
-
-        def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
-            return _started(lambda settled: call(progress, settled))
-
-        progress = CallProgress()
-        return FederatedFuture(again(progress), label=name, progress=progress, again=again)
+        return _repeatable(name, lambda progress: _started(partial(call, progress)))
 
     def _submit_own(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
@@ -99,32 +94,33 @@ class FunctionCaller:
             )
         label = str(getattr(function, "__name__", type(function).__name__))
         if site is None:
+            at_home = partial(call_at_home, self._computer, function, arguments, keywords)
+            return _repeatable(label, lambda _: loop.start(at_home()))
+        connection = self._federation.connection_of(site)
+        # Now, so that what is changed afterwards does not count.
+        pickled = pickled_callable(function, site)
+        call = partial(self._run_code, connection, pickled, arguments, keywords, label)
+        return _repeatable(label, lambda progress: _started(partial(call, progress)))
 
-            def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
-                return loop.start(call_at_home(self._computer, function, arguments, keywords))
+    async def _run_code(
+        self,
+        connection: SiteConnection,
+        pickled: bytes,
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        label: str,
+        progress: CallProgress,
+        settled: concurrent.futures.Future[Any],
+    ) -> None:
+        site = connection.name
+        submission, encoded = await encode_code(self._computer, site, arguments, keywords, label)
 
-        else:
-            connection = self._federation.connection_of(site)
-            # Now, so that what is changed afterwards does not count.
-            pickled = pickled_callable(function, site)
+        def begin(delegations: dict[str, str]) -> Calling:
+            complete = msgspec.structs.replace(submission, delegations=delegations)
+            return connection.run_code(complete, [*encoded.buffers, pickled])
 
-            def again(progress: CallProgress) -> concurrent.futures.Future[Any]:
-                return _started(partial(call, progress))
-
-            async def call(progress: CallProgress, settled: concurrent.futures.Future[Any]) -> None:
-                submission, encoded = await encode_code(
-                    self._computer, site, arguments, keywords, label
-                )
-
-                def begin(delegations: dict[str, str]) -> Calling:
-                    complete = msgspec.structs.replace(submission, delegations=delegations)
-                    return connection.run_code(complete, [*encoded.buffers, pickled])
-
-                with refusals_explained(label, site):
-                    await self._followed(connection, begin, encoded.kept, progress, settled)
-
-        progress = CallProgress()
-        return FederatedFuture(again(progress), label=label, progress=progress, again=again)
+        with refusals_explained(label, site):
+            await self._followed(connection, begin, encoded.kept, progress, settled)
 
     async def _call(
         self,
@@ -180,6 +176,14 @@ class FunctionCaller:
                                 )
         if not settled.done():
             raise connection_lost(connection.name)
+
+
+def _repeatable(
+    label: str, begin: Callable[[CallProgress], concurrent.futures.Future[Any]]
+) -> FederatedFuture[Any]:
+    """Begin a call; give the future by which it can be made again."""
+    progress = CallProgress()
+    return FederatedFuture(begin(progress), label=label, progress=progress, again=begin)
 
 
 def _started(
