@@ -58,7 +58,8 @@ def encode_graph(
     leaves = _leaves_of(graph, tasks)
     sources = [leaf for leaf in leaves if isinstance(graph.leaves[leaf], SourceReference)]
     own_held = [leaf for leaf in leaves if isinstance(graph.leaves[leaf], HeldReference)]
-    constants = [leaf for leaf in leaves if leaf not in {*sources, *own_held}]
+    references = {*sources, *own_held}
+    constants = [leaf for leaf in leaves if leaf not in references]
     buffers: list[Buffer] = []
     encoded: list[Value] = [
         encode_value(value, buffers, table)

@@ -19,6 +19,7 @@ al., VLDB 2015) calls these shared edges.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 __all__ = ["Value", "assign", "moved_cost"]
 
 MAX_ROUNDS = 8
+FEW = 8
+"""Consumers of a value above which their places are counted."""
 CAPACITY_SUM = 2**30
 """scipy's capacities are 32-bit; costs are scaled so that their sum stays below this."""
 
@@ -67,8 +70,9 @@ def moved_cost(values: Sequence[Value], places: Sequence[Hashable], cost: Cost) 
     total = 0.0
     for value in values:
         start = value.place if value.producer is None else places[value.producer]
-        ends = {places[item] for item in value.consumers} | value.needed_at
-        total += sum(value.size * cost(start, end) for end in ends if end != start)
+        for end in {*value.needed_at, *[places[item] for item in value.consumers]}:
+            if end != start:
+                total += value.size * cost(start, end)
     return total
 
 
@@ -108,42 +112,116 @@ def assign(
     >>> assign(values, ["h"], [frozenset({"h", "a", "b"})], lambda start, end: 1.0)
     ['a']
     """
-    current = list(places)
+    state = _State(values, places)
+    current = state.current
     items_at: dict[Hashable, list[int]] = {}
     for item, each in enumerate(allowed):
         for place in each:
             items_at.setdefault(place, []).append(item)
-    values_of = _values_by_item(values, len(current))
     for _ in range(MAX_ROUNDS):
         improved = False
         for place in sorted(items_at, key=str):
             active = [item for item in items_at[place] if current[item] != place]
-            # Nothing but what these items make and need can change.
-            touched = sorted({number for item in active for number in values_of[item]})
-            near = [values[number] for number in touched]
+            near = state.near(place, active)
+            if not near:
+                continue
             before = moved_cost(near, current, cost)
-            moving = _expand(near, current, active, cost, place, before)
-            for item, old in [(item, current[item]) for item in moving]:
-                current[item] = place
-                moving[item] = old
+            old = {
+                item: current[item] for item in _expand(near, current, active, cost, place, before)
+            }
+            state.move(dict.fromkeys(old, place))
             if moved_cost(near, current, cost) < before * (1 - 1e-9) - 1e-9:
                 improved = True
             else:
-                for item, old in moving.items():
-                    current[item] = old
+                state.move(old)
         if not improved:
             break
     return current
 
 
-def _values_by_item(values: Sequence[Value], items: int) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in range(items)]
-    for number, value in enumerate(values):
-        for item in value.consumers:
-            found[item].append(number)
-        if value.producer is not None:
-            found[value.producer].append(number)
-    return found
+class _State:
+    """Where the items are, and what of the values a change to some place bears on.
+
+    What a thousand places need is described anew for each of them, so no more of it is
+    looked at than what can change: else there would be places times places to look at.
+    """
+
+    def __init__(self, values: Sequence[Value], places: Sequence[Hashable]) -> None:
+        self.values = values
+        self.current = list(places)
+        self.made: list[list[int]] = [[] for _ in places]
+        """By item, the values that it makes."""
+        self.needed: list[list[int]] = [[] for _ in places]
+        """By item, the values that it needs."""
+        for number, value in enumerate(values):
+            for item in value.consumers:
+                self.needed[item].append(number)
+            if value.producer is not None:
+                self.made[value.producer].append(number)
+        self.counts = {
+            number: Counter(self.current[item] for item in value.consumers)
+            for number, value in enumerate(values)
+            if len(value.consumers) > FEW
+        }
+        """How many items need a value at each place, of values that many need."""
+        self.moves = 0
+        self.changed = [0] * len(values)
+        """Number of moves after which something last changed for a value."""
+        self.tried: dict[Hashable, int] = {}
+
+    def move(self, items: Mapping[int, Hashable]) -> None:
+        """Bring some items to other places."""
+        if not items:
+            return
+        self.moves += 1
+        for item, place in items.items():
+            for number in self.needed[item]:
+                self.changed[number] = self.moves
+                if number in self.counts:
+                    self.counts[number][self.current[item]] -= 1
+                    self.counts[number][place] += 1
+            for number in self.made[item]:
+                self.changed[number] = self.moves
+            self.current[item] = place
+
+    def near(self, place: Hashable, active: Sequence[int]) -> list[Value]:
+        """Describe the values that the active items make and need, as far as that can change.
+
+        Nothing, where nothing has changed since they were asked to change to this place.
+        """
+        wanting: dict[int, list[int]] = {}
+        for item in active:
+            for number in self.needed[item]:
+                wanting.setdefault(number, []).append(item)
+        made = {number for item in active for number in self.made[item]}
+        near = sorted({*wanting, *made})
+        tried = self.tried.get(place, -1)
+        self.tried[place] = self.moves
+        if all(self.changed[number] <= tried for number in near):
+            return []
+        return [
+            self.values[number]
+            if number in made or number not in self.counts
+            else self.part(number, place, wanting[number])
+            for number in near
+        ]
+
+    def part(self, number: int, place: Hashable, active: Sequence[int]) -> Value:
+        """Describe a value that stays where it is made, for the places of some consumers only."""
+        value = self.values[number]
+        moving = Counter(self.current[item] for item in active)
+        counts = self.counts[number]
+        return Value(
+            producer=None,
+            place=value.place if value.producer is None else self.current[value.producer],
+            size=value.size,
+            consumers=tuple(active),
+            needed_at=frozenset(
+                each
+                for each in {place, *moving}
+                if each in value.needed_at or counts[each] > moving[each]
+            ),
+        )
 
 
 class _Network:
@@ -224,6 +302,9 @@ def _add_value(
     cost: Cost,
     target: Hashable,
 ) -> None:
+    if value.producer is None and len(value.consumers) == 1 and not value.needed_at:
+        _bring_to_one(network, value, current, nodes, cost, target)
+        return
     # Node of the producer: 0 keeps its place, 1 is at the target.
     if value.producer is None:
         start, producer = value.place, 1 if value.place == target else 0
@@ -253,6 +334,23 @@ def _add_value(
                 _any_kept_while_kept(network, still, before - after, producer)
 
 
+def _bring_to_one(
+    network: _Network,
+    value: Value,
+    current: Sequence[Hashable],
+    nodes: Mapping[int, int],
+    cost: Cost,
+    target: Hashable,
+) -> None:
+    """Cost of a value for one item, as most values are: where that stays, and where it changes."""
+    (item,) = value.consumers
+    place = current[item]
+    if value.place != place:
+        network.edge(nodes[item], 1, value.size * cost(value.place, place))
+    if value.place != target:
+        network.edge(0, nodes[item], value.size * cost(value.place, target))
+
+
 def _bring_to_target(
     network: _Network, size: float, producer: int, consumers: Mapping[Hashable, Sequence[int]]
 ) -> None:
@@ -262,6 +360,9 @@ def _bring_to_target(
         return
     if 1 in wanting:
         network.edge(producer, 1, size)
+        return
+    if len(wanting) == 1:
+        network.edge(producer, wanting[0], size)
         return
     relay = network.node()
     network.edge(producer, relay, size)
@@ -275,6 +376,9 @@ def _any_kept(network: _Network, wanting: Sequence[int], size: float, end: int) 
         return
     if 0 in wanting:
         network.edge(0, end, size)
+        return
+    if len(wanting) == 1:
+        network.edge(wanting[0], end, size)
         return
     relay = network.node()
     for node in wanting:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from dask.utils import format_bytes
 
@@ -19,6 +19,8 @@ __all__ = ["AT_HOME", "Availability", "Dataset", "derivations", "origins", "reso
 
 AT_HOME = frozenset({HOME})
 
+T = TypeVar("T")
+
 
 class Availability:
     """Say which sites can run a task: they have all of its operations, and take its size."""
@@ -28,6 +30,7 @@ class Availability:
         # By the identity of templates, which tasks of a layer share: hashing one takes longer
         # than all else here. The graph that is planned keeps them.
         self._lacking: dict[tuple[int, str], tuple[str, ...]] = {}
+        self._used: dict[int, frozenset[str]] = {}
         self._everywhere: dict[int, bool] = {}
         self._sizes: dict[int, tuple[WrittenSize, ...]] = {}
         limits = [site.task_bytes for site in facts.values() if site.task_bytes is not None]
@@ -49,15 +52,21 @@ class Availability:
         key = (id(task.program.template), site)
         if key not in self._lacking:
             template = task.program.template
-            used = frozenset[str]().union(*(uses(step) for step in template.steps))
             has = self._facts[site].resources
             short = {
                 f"the resource {name}"
                 for name, need in template.resources
                 if has.get(name, 0) < need
             }
+            used = self._operations(template)
             self._lacking[key] = tuple(sorted((used - self._facts[site].operations) | short))
         return self._lacking[key]
+
+    def _operations(self, template: wire.Template) -> frozenset[str]:
+        if id(template) not in self._used:
+            used = frozenset[str]().union(*(uses(step) for step in template.steps))
+            self._used[id(template)] = used
+        return self._used[id(template)]
 
     def oversized(self, task: PlanTask, limit: int | None) -> str | None:
         """Name the operation of a task that is known to make more than a limit of bytes."""
@@ -132,18 +141,14 @@ def origins(
         own = {source.site for source in task.sources}
         if task.held_at is not None:
             own.add(task.held_at)
-        below = [result[dependency] for dependency in task.dependencies]
-        # Most tasks have what their first input has; then the set is shared.
-        if not own and below and all(other is below[0] or other == below[0] for other in below):
-            places = below[0]
-        else:
-            places = frozenset(own).union(*below)
-        bound = available.bound_to(task)
-        if bound:
+        places = _united(own, [result[dependency] for dependency in task.dependencies])
+        if resources_of(task):
             # It runs where the resources are, wherever its data is.
-            places = places & bound if len(places) == 1 and places <= bound else places | bound
-        elif resources_of(task):
-            places = AT_HOME
+            bound = available.bound_to(task)
+            if not bound:
+                places = AT_HOME
+            else:
+                places = places & bound if len(places) == 1 and places <= bound else places | bound
         elif not places and prefer is not None:
             places = frozenset({prefer})
         elif not places and not available.everywhere(task):
@@ -171,8 +176,21 @@ class Dataset(NamedTuple):
     """Bytes that were left of its budget when it was opened; None for no limit."""
 
 
-def derivations(graph: PlanGraph) -> list[frozenset[Dataset]]:
-    """Name, for every task, the datasets from which its result derives."""
+def derivations(graph: PlanGraph, *, limited: bool = False) -> list[frozenset[Dataset]]:
+    """Name, for every task, the datasets from which its result derives.
+
+    Parameters
+    ----------
+    graph : PlanGraph
+        In topological order.
+    limited : bool, default False
+        Leave out the datasets of which anything may leave.
+
+    Returns
+    -------
+    list of frozenset of Dataset
+        Tasks that derive from the same share a set as a rule.
+    """
     result: list[frozenset[Dataset]] = []
     for task in graph.tasks:
         own = {
@@ -183,9 +201,19 @@ def derivations(graph: PlanGraph) -> list[frozenset[Dataset]]:
             leaf = graph.leaves[-1 - task.program.references[0]]
             if isinstance(leaf, HeldReference):
                 own.update(Dataset(leaf.site, *each) for each in leaf.datasets)
-        below = [result[dependency] for dependency in task.dependencies]
-        if not own and below and all(other == below[0] for other in below):
-            result.append(below[0])
-        else:
-            result.append(frozenset(own).union(*below))
+        if limited:
+            own = {each for each in own if each.egress_limit is not None}
+        result.append(_united(own, [result[dependency] for dependency in task.dependencies]))
     return result
+
+
+def _united(own: set[T], below: Sequence[frozenset[T]]) -> frozenset[T]:
+    """Unite sets. Where one of them holds all others, as for most tasks, that one is shared.
+
+    With a set of its own for each of the tasks in which a thousand sites meet, plans would
+    take as long as there are tasks times sites.
+    """
+    largest: frozenset[T] = max(below, key=len, default=frozenset())
+    if own <= largest and all(other is largest or other <= largest for other in below):
+        return largest
+    return frozenset(own).union(*below)

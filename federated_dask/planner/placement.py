@@ -13,6 +13,8 @@ made in an earlier stage.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from federated_dask.planner.inflation import inflating
 from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.minimum_cut import Value, assign
 from federated_dask.planner.origins import Availability, Dataset, derivations, origins, resources_of
-from federated_dask.planner.sizes import framed, read_bytes
+from federated_dask.planner.sizes import all_read_bytes, framed
 from federated_dask.planner.sources import HOME, SiteFacts
 
 __all__ = ["CHEAPER", "Placement", "exchange", "place"]
@@ -102,8 +104,8 @@ class _Placer:
         if at is not None or not hold:
             self.needed = dict.fromkeys(outputs, at or HOME)
         self.weights = _weights(graph, sizes)
+        self.reads = all_read_bytes(graph)
         self.links = links
-        self.costs: dict[tuple[str, str], float] = {}
 
     def run(self) -> Placement:
         for position in range(len(self.graph.tasks)):
@@ -140,11 +142,12 @@ class _Placer:
         if not meeting:
             return
         item = {position: number for number, position in enumerate(meeting)}
-        sites = {place for position in meeting for place in self.origins[position]}
-        sites = sites.union(self.needed.values()) - {HOME}
+        # Tasks share these sets: each is looked into once.
+        origins = {self.origins[position] for position in meeting}
+        sites = set(self.needed.values()).union(*origins) - {HOME}
         allowed = [self.allowed(position, sites) for position in meeting]
         first = [self.places[position] or HOME for position in meeting]
-        chosen = assign(self.values_around(item), first, allowed, self.cost)
+        chosen = assign(self.values_around(item), first, allowed, functools.cache(self.cost))
         for position, place in zip(meeting, chosen, strict=True):
             self.places[position] = str(place)
             if place != HOME:
@@ -198,10 +201,13 @@ class _Placer:
                     consumers.setdefault(below, []).append(item[position])
                 elif place is not None:
                     needed_at.setdefault(below, set()).add(place)
-        values = [self.value_read(position, number) for position, number in item.items()]
         works = self.places_of_work()
-        values += [self.value_of_work(p, number, works[p]) for p, number in item.items()]
-        values = [value for value in values if value.size]
+        values = [self.value_read(p, number) for p, number in item.items() if self.reads[p]]
+        values += [
+            self.value_of_work(p, number, place)
+            for p, number in item.items()
+            if (place := works[p]) is not None
+        ]
         for position in {*consumers, *item}:
             place = self.places[position]
             if place is None:
@@ -225,20 +231,18 @@ class _Placer:
         task = self.graph.tasks[position]
         return Value(
             producer=None,
-            place=task.sources[0].site if task.sources else HOME,
+            place=task.sources[0].site,
             size=self.cost_of_reading(position),
             consumers=(number,),
-            needed_at=frozenset(),
         )
 
-    def value_of_work(self, position: int, number: int, place: str | None) -> Value:
+    def value_of_work(self, position: int, number: int, place: str) -> Value:
         """Describe a task's work at the site of its data: given away for a gain only."""
         return Value(
             producer=None,
             place=place,
-            size=0.0 if place is None else self.weights[position] * WORK,
+            size=self.weights[position] * WORK,
             consumers=(number,),
-            needed_at=frozenset(),
         )
 
     def places_of_work(self) -> list[str | None]:
@@ -260,19 +264,19 @@ class _Placer:
 
     def cost_of_reading(self, position: int) -> float:
         """Bytes that a task reads of stored variables, made dear where these may not leave."""
-        task = self.graph.tasks[position]
-        limited = any(self.graph.stored[source].egress_limit is not None for source in task.sources)
-        size = read_bytes(task, self.graph)
-        return framed(size) * (FORBIDDEN if limited else 1.0) if size else 0.0
+        size = self.reads[position]
+        if not size:
+            return 0.0
+        sources = self.graph.tasks[position].sources
+        limited = any(self.graph.stored[source].egress_limit is not None for source in sources)
+        return framed(size) * (FORBIDDEN if limited else 1.0)
 
     def cost(self, start: Hashable, end: Hashable) -> float:
         """Cost per byte of a link: two sites that do not exchange values use home as a relay."""
         key = str(start), str(end)
-        if key not in self.costs:
-            direct = HOME in key or exchange(self.facts, *key)
-            legs = [key] if direct else [(key[0], HOME), (HOME, key[1])]
-            self.costs[key] = sum(self.links.of(*leg) for leg in legs)
-        return self.costs[key]
+        direct = HOME in key or exchange(self.facts, *key)
+        legs = [key] if direct else [(key[0], HOME), (HOME, key[1])]
+        return sum(self.links.of(*leg) for leg in legs)
 
     def choose(self, position: int) -> str | None:
         where = self.origins[position]
@@ -297,7 +301,7 @@ class _Placer:
         if len(sites) == 1:
             (site,) = sites
             # At home it would read what is stored at the site chunk by chunk.
-            at_home = self.bytes_brought(position, HOME) + read_bytes(task, self.graph)
+            at_home = self.bytes_brought(position, HOME) + self.reads[position]
             cost = self.bytes_brought(position, site), at_home
             cheaper = cost[0] < cost[1] or site == self.prefer
             if self.available.can_run(task, site) and cheaper:
@@ -368,17 +372,22 @@ FORBIDDEN = 1000.0
 
 def _weights(graph: PlanGraph, sizes: list[int]) -> list[float]:
     """Bytes of every result, made dear where what is like it may not leave its site."""
-    datasets = derivations(graph)
+    alike: dict[tuple[str, frozenset[Dataset]], list[int]] = {}
+    for position, datasets in enumerate(derivations(graph, limited=True)):
+        if datasets:
+            alike.setdefault((graph.tasks[position].label, datasets), []).append(position)
     totals: Counter[tuple[str, Dataset]] = Counter()
-    limited = []
-    for position, (task, size) in enumerate(zip(graph.tasks, sizes, strict=True)):
-        for dataset in datasets[position]:
-            if dataset.egress_limit is not None:
-                totals[task.label, dataset] += size
-                limited.append((position, dataset))
+    for (label, datasets), positions in alike.items():
+        size = sum(sizes[position] for position in positions)
+        for dataset in datasets:
+            totals[label, dataset] += size
     weights = [float(framed(size)) for size in sizes]
-    for position, dataset in limited:
-        limit = dataset.egress_limit
-        if limit is not None and totals[graph.tasks[position].label, dataset] > limit:
-            weights[position] *= FORBIDDEN
+    for (label, datasets), positions in alike.items():
+        factor = math.prod(
+            FORBIDDEN
+            for dataset in datasets
+            if dataset.egress_limit is not None and totals[label, dataset] > dataset.egress_limit
+        )
+        for position in positions:
+            weights[position] *= factor
     return weights

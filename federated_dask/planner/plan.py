@@ -88,6 +88,8 @@ class Plan:
     """Site at which all requested results end, held."""
     leaving: dict[Dataset, int] = field(default_factory=dict)
     """Bytes predicted to leave of each dataset whose egress has a limit."""
+    limited: list[frozenset[Dataset]] = field(default_factory=list)
+    """Such datasets from which the result of every task derives."""
     estimates: list[int] = field(default_factory=list)
     """What `sizes` were before those that earlier runs taught took their place."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
@@ -178,10 +180,9 @@ class Plan:
         """Bytes that a job is going to release of its site's datasets that have a budget."""
         if not any(dataset.site == job.site for dataset in self.leaving):
             return {}
-        datasets = derivations(self.graph)
         sizes: Counter[str] = Counter()
         for position in job.released:
-            for dataset in datasets[position]:
+            for dataset in self.limited[position]:
                 if dataset in self.leaving and dataset.site == job.site:
                     sizes[dataset.name] += self.sizes[position]
         return dict(sizes)
@@ -276,8 +277,8 @@ def _count_released_whole(graph: PlanGraph, sizes: list[int], estimates: list[in
 
     What was learnt is what crossed; sites count what is released before it shrinks on the wire.
     """
-    for position, datasets in enumerate(derivations(graph)):
-        if any(each.egress_limit is not None for each in datasets):
+    for position, datasets in enumerate(derivations(graph, limited=True)):
+        if datasets:
             sizes[position] = max(sizes[position], estimates[position])
 
 
@@ -386,31 +387,39 @@ def _connect(plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own:
 
 
 def _check_egress(plan: Plan) -> None:
-    datasets = derivations(plan.graph)
+    plan.limited = derivations(plan.graph, limited=True)
+    # Added up by set first: of tasks that derive from the same thousand datasets there are many.
+    crossing: Counter[frozenset[Dataset]] = Counter()
+    for position in _crossing(plan):
+        # Sites count what is released before it shrinks on the wire.
+        crossing[plan.limited[position]] += plan.estimates[position]
+    for position in _reading_at_home(plan):
+        crossing[plan.limited[position]] += read_bytes(plan.graph.tasks[position], plan.graph)
     leaving: Counter[Dataset] = Counter()
-    largest: dict[Dataset, int] = {}
-    for stage in plan.jobs:
-        for job in stage:
-            for position in (*job.released, *job.pulled):
-                for dataset in datasets[position]:
-                    # Sites count what is released before it shrinks on the wire.
-                    leaving[dataset] += plan.estimates[position]
-                    if plan.sizes[position] >= plan.sizes[largest.get(dataset, position)]:
-                        largest[dataset] = position
-    for position in (p for stage in plan.home for p in stage):
-        task = plan.graph.tasks[position]
-        if task.sources:
-            for dataset in datasets[position]:
-                leaving[dataset] += read_bytes(task, plan.graph)
-                largest[dataset] = position
+    for datasets, size in crossing.items():
+        for dataset in datasets:
+            leaving[dataset] += size
+    plan.leaving = dict(leaving)
     for dataset, size in leaving.items():
         if dataset.egress_limit is not None and size > dataset.egress_limit:
-            raise _export_error(plan, dataset, size, largest[dataset])
-    plan.leaving = {each: size for each, size in leaving.items() if each.egress_limit is not None}
+            raise _export_error(plan, dataset, size)
 
 
-def _export_error(plan: Plan, dataset: Dataset, size: int, position: int) -> NotPermitted:
+def _crossing(plan: Plan) -> list[int]:
+    """List the tasks whose results leave their site, as often as they do."""
+    return [p for stage in plan.jobs for job in stage for p in (*job.released, *job.pulled)]
+
+
+def _reading_at_home(plan: Plan) -> list[int]:
+    return [p for stage in plan.home for p in stage if plan.graph.tasks[p].sources]
+
+
+def _export_error(plan: Plan, dataset: Dataset, size: int) -> NotPermitted:
     site, name, limit = dataset
+    # What is read at home says most; else the largest of what crosses, the last of equals.
+    read = [p for p in _reading_at_home(plan) if dataset in plan.limited[p]]
+    crossing = [p for p in _crossing(plan) if dataset in plan.limited[p]]
+    position = read[-1] if read else max(reversed(crossing), key=lambda p: plan.sizes[p])
     needing = {position}
     why = []
     for other in range(position, len(plan.graph.tasks)):

@@ -142,6 +142,8 @@ class _Splitter:
         self.nodes = nodes
         self.table = table
         self.absorbed: set[int] = set()
+        # Tasks that do the same share their template, here as well.
+        self.templates: dict[wire.Template, wire.Template] = {}
         self.changed = False
 
     def split(self, position: int) -> None:
@@ -262,7 +264,7 @@ class _Splitter:
         first = self.graph.tasks[inputs[0]]
         keys = {other: self.graph.tasks[other].key for other in inputs}
         call = wire.Call(function, (_nested(len(inputs), depth),))
-        program = Program(wire.Template((call,)), (*bound, *inputs), ())
+        program = Program(self.template(call), (*bound, *inputs), ())
         task = PlanTask(
             key=key,
             label=str(operation_name(function)).rpartition(".")[2],
@@ -277,6 +279,10 @@ class _Splitter:
         self.sites.append(self.sites[inputs[0]])
         return len(self.graph.tasks) - 1
 
+    def template(self, call: wire.Call, resources: wire.Resources = ()) -> wire.Template:
+        template = wire.Template((call,), resources)
+        return self.templates.setdefault(template, template)
+
     def replace_inputs(self, position: int, node: TreeNode, inputs: list[int]) -> None:
         task = self.graph.tasks[position]
         call = wire.Call(node.function, (_nested(len(inputs), node.depth),))
@@ -284,7 +290,7 @@ class _Splitter:
         self.graph.tasks[position] = replace(
             task,
             dependencies=tuple(sorted(set(inputs))),
-            program=Program(wire.Template((call,), resources_of(task)), (*node.bound, *inputs), ()),
+            program=Program(self.template(call, resources_of(task)), (*node.bound, *inputs), ()),
             node=aggregate_node(task, keys, node.depth),
         )
         self.changed = True

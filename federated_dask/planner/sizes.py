@@ -35,7 +35,14 @@ from federated_dask.protocol.operation_names import READS
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import encode_value
 
-__all__ = ["estimate_sizes", "framed", "is_stated_exactly", "read_bytes", "wire_size"]
+__all__ = [
+    "all_read_bytes",
+    "estimate_sizes",
+    "framed",
+    "is_stated_exactly",
+    "read_bytes",
+    "wire_size",
+]
 
 _REDUCTIONS = "dask.array.reductions."
 
@@ -334,13 +341,58 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
     int
         0 where the task reads nothing; the whole variables where it does not say what.
     """
-    program = task.program
-    if not task.sources:
-        return 0
-    if program is None:
-        return sum(_stored_bytes(source, graph) for source in task.sources)
-    total = references = integers = 0
-    for step in program.template.steps:
+    return _Reads(graph).of(task)
+
+
+def all_read_bytes(graph: PlanGraph) -> list[int]:
+    """Bytes, decoded, that every task reads from stored variables, see `read_bytes`."""
+    reads = _Reads(graph)
+    return [reads.of(task) if task.sources else 0 for task in graph.tasks]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A read of a stored variable, as a template says it."""
+
+    operand: int
+    """Which of the references is what it reads from."""
+    index: wire.Node
+    integers: int
+    """How many integers are filled in before those of its index."""
+
+
+class _Reads:
+    """What the tasks of one graph read."""
+
+    def __init__(self, graph: PlanGraph) -> None:
+        self.graph = graph
+        # Tasks of a layer share their template; what it says is read once.
+        self.known: dict[int, list[_Read]] = {}
+
+    def of(self, task: PlanTask) -> int:
+        program = task.program
+        if not task.sources:
+            return 0
+        if program is None:
+            return sum(_stored_bytes(source, self.graph) for source in task.sources)
+        reads = self.known.get(id(program.template))
+        if reads is None:
+            reads = self.known[id(program.template)] = list(_reads_of(program.template))
+        total = 0
+        for read in reads:
+            operand = program.references[read.operand]
+            leaf = self.graph.leaves[-1 - operand] if operand < 0 else None
+            if isinstance(leaf, SourceReference):
+                stored = self.graph.stored[leaf]
+                numbers = iter(program.integers[read.integers :])
+                lengths = _lengths(read.index, stored.shape, numbers)
+                total += math.prod(lengths) * stored.dtype.itemsize
+        return total
+
+
+def _reads_of(template: wire.Template) -> Iterator[_Read]:
+    references = integers = 0
+    for step in template.steps:
         for node in wire.walk(step):
             if isinstance(node, wire.Reference):
                 references += 1
@@ -348,14 +400,7 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
                 integers += 1
             elif _is_read(node):
                 # The holes of a call come after it in the walk, its operand's first.
-                operand = program.references[references]
-                leaf = graph.leaves[-1 - operand] if operand < 0 else None
-                if isinstance(leaf, SourceReference):
-                    stored = graph.stored[leaf]
-                    numbers = iter(program.integers[integers:])
-                    lengths = _lengths(node.arguments[1], stored.shape, numbers)
-                    total += math.prod(lengths) * stored.dtype.itemsize
-    return total
+                yield _Read(references, node.arguments[1], integers)
 
 
 def _stored_bytes(source: SourceReference, graph: PlanGraph) -> int:
