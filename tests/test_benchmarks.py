@@ -6,6 +6,7 @@ import pytest
 from benchmarks import calls, placement_optimum, planner_time, predicted_bytes, wire_cost
 from benchmarks.__main__ import main
 from benchmarks.result import Result
+from federated_dask.planner.graph import PlanGraph
 from federated_dask.planner.sizes import read_bytes
 
 HARDLY = 150
@@ -55,10 +56,17 @@ def test_predicted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_wire_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire_cost, "LARGE", 1_000)
-    monkeypatch.setattr(wire_cost, "_native", lambda tasks: 1.0 * tasks)
+    monkeypatch.setattr(wire_cost, "LARGE", 1_000 * HARDLY)
+    sizes: list[int] = []
+
+    def native(graph: PlanGraph) -> float:
+        sizes.append(len(graph.tasks))
+        return 1.0
+
+    monkeypatch.setattr(wire_cost, "_native", native)
     results = wire_cost.run(HARDLY)
     assert all(np.isfinite(result.value) for result in results)
+    assert sizes == [100, 250]
     assert all(0 < size < 200 for size in values(results, "bytes per task"))
 
 
