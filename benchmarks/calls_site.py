@@ -50,7 +50,7 @@ def serve_site() -> None:
             addresses=federation.addresses,
             token=federation.token,
             verify=federation.verify,
-            scheduler=client.scheduler.address,
+            scheduler=federation.run(lambda: client.scheduler_info()["address"]),
             security=security.name,
         )
         sys.stdin.read()

@@ -98,7 +98,7 @@ def write(path: Path) -> None:
 def native(federation: LocalFederation) -> Iterator[Client]:
     endpoint = federation.sites["one"].client
     with Client(
-        endpoint.scheduler.address, security=endpoint.security, set_as_default=False
+        endpoint.scheduler_info()["address"], security=endpoint.security, set_as_default=False
     ) as client:
         yield client
 

@@ -1,13 +1,16 @@
 """Quotas: how much of a site one principal may use at a time, and in a day.
 
 What counts for a day is written down in the registry, for all endpoint
-processes; a day ends at midnight UTC.  What counts at a time lives and ends with
-the requests of one endpoint process.
+processes; a day ends at midnight UTC.  Egress is written down before it leaves,
+what a job took within a fifth of a second of its end: here it counts at once.
+What counts at a time lives and ends with the requests of one endpoint process.
 """
 
 from __future__ import annotations
 
 import datetime
+import logging
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +21,8 @@ from site_plugins.config import QuotasSection
 from site_plugins.registry import Registry
 
 __all__ = ["Quotas"]
+
+logger = logging.getLogger(__name__)
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS usage (
@@ -31,6 +36,8 @@ CREATE TABLE IF NOT EXISTS usage (
 """
 BLOCK = 4 * 2**20
 """Bytes of egress that are written down at once, so that not every result waits for the disk."""
+WRITE_SECONDS = 0.2
+"""How long the end of a job may wait for others, to wait for the disk together."""
 MOST_KEPT = 10_000
 KEPT_DAYS = 90
 
@@ -77,9 +84,13 @@ class Quotas:
         self._tasks: Counter[str] = Counter()
         self._ahead: Counter[tuple[str, str]] = Counter()
         """Bytes that are written down as egress and have not left yet, by principal and day."""
+        self._ended: dict[tuple[str, str], tuple[float, int]] = {}
+        """CPU seconds and jobs that are not written down yet, by principal and day."""
+        self._writing: threading.Timer | None = None
         self._lock = threading.Lock()
         self._counting = threading.Lock()
-        """Jobs end in threads; never held while anything waits for the disk."""
+        """Never held while anything waits for the disk."""
+        self._flushing = threading.Lock()
         registry.create(TABLE)
 
     def enter(self, principal: str, *, tasks: int) -> None:
@@ -121,22 +132,53 @@ class Quotas:
             raise self._refusal("cpu_seconds_per_day", f"you used {used:,.0f} CPU seconds today")
 
     def leave(self, principal: str, *, tasks: int, cpu_seconds: float) -> None:
-        """End a job, and write down what it took."""
+        """End a job; what it took counts from now on, and is written down soon."""
         with self._counting:
             self._jobs[principal] -= 1
             self._tasks[principal] -= tasks
             # Counters count what they never heard of as 0.
             if not self._jobs[principal]:
                 del self._jobs[principal], self._tasks[principal]
-        day = self._day()
-        with self._registry.transaction() as connection:
-            connection.execute(
-                "INSERT INTO usage VALUES (?, ?, ?, 0, 1) ON CONFLICT DO UPDATE SET "
-                "cpu_seconds = cpu_seconds + excluded.cpu_seconds, jobs = jobs + 1",
-                (principal, day, max(0.0, cpu_seconds)),
-            )
+            key = (principal, self._day())
+            seconds, jobs = self._ended.get(key, (0.0, 0))
+            self._ended[key] = seconds + max(0.0, cpu_seconds), jobs + 1
+            if self._writing is None:
+                self._writing = threading.Timer(WRITE_SECONDS, self._write_behind)
+                self._writing.daemon = True
+                self._writing.start()
+
+    def write(self) -> None:
+        """Write down what ended jobs took; once this returns, it is on the disk."""
+        # One at a time, so that none returns while another has what it should have written.
+        with self._flushing:
+            with self._counting:
+                if self._writing is not None:
+                    self._writing.cancel()
+                    self._writing = None
+                ended = dict(self._ended)
+            if not ended:
+                return
             oldest = self._now().date() - datetime.timedelta(days=KEPT_DAYS)
-            connection.execute("DELETE FROM usage WHERE day < ?", (oldest.isoformat(),))
+            with self._registry.transaction() as connection:
+                connection.executemany(
+                    "INSERT INTO usage VALUES (?, ?, ?, 0, ?) ON CONFLICT DO UPDATE SET "
+                    "cpu_seconds = cpu_seconds + excluded.cpu_seconds, jobs = jobs + excluded.jobs",
+                    [(*key, seconds, jobs) for key, (seconds, jobs) in ended.items()],
+                )
+                connection.execute("DELETE FROM usage WHERE day < ?", (oldest.isoformat(),))
+            with self._counting:
+                # Counted here until now: for a moment twice rather than not at all.
+                for key, (seconds, jobs) in ended.items():
+                    all_seconds, all_jobs = self._ended.pop(key)
+                    if all_jobs > jobs:
+                        self._ended[key] = max(0.0, all_seconds - seconds), all_jobs - jobs
+
+    def _write_behind(self) -> None:
+        try:
+            self.write()
+        except sqlite3.Error:
+            # It still counts here; the next job that ends tries again.
+            logger.exception("What jobs took cannot be written down")
 
     def spend(self, principal: str, size: int) -> None:
         """Count bytes of the day's egress, before they leave.
@@ -218,11 +260,14 @@ class Quotas:
         )
 
     def _today(self, principal: str) -> tuple[float, int, int]:
+        # Asked for first: what is written down meanwhile counts twice rather than not at all.
+        seconds, jobs = self._ended.get((principal, self._day()), (0.0, 0))
         rows = self._registry.rows(
             "SELECT cpu_seconds, egress, jobs FROM usage WHERE principal = ? AND day = ?",
             (principal, self._day()),
         )
-        return (float(rows[0][0]), int(rows[0][1]), int(rows[0][2])) if rows else (0.0, 0, 0)
+        written = rows[0] if rows else (0.0, 0, 0)
+        return float(written[0]) + seconds, int(written[1]), int(written[2]) + jobs
 
     def _day(self) -> str:
         return self._now().date().isoformat()

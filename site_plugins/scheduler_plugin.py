@@ -15,6 +15,7 @@ added up here until the endpoint asks for it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -495,7 +496,9 @@ def _resources(workers: Iterable[WorkerState]) -> dict[str, float]:
     return most
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def _versions() -> Mapping[str, str]:
+    # Looked up once: it takes milliseconds of the scheduler's, which is asked every other second.
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

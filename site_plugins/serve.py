@@ -150,13 +150,15 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
             task_bytes=config.limits.task_bytes,
             keeps_results=config.limits.cache_seconds > 0,
         )
+        quotas = Quotas(registry, config.quotas, config.name)
+        stack.callback(quotas.write)
         app = create_app(
             gateway,
             verifiers,
             policy,
             registry,
             audit=audit,
-            quotas=Quotas(registry, config.quotas, config.name),
+            quotas=quotas,
             settings=settings,
             peering=peering,
             functions=config.functions,

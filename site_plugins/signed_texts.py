@@ -8,9 +8,10 @@ keys, NaN or infinities; one text for one content.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
-from typing import Any, TypeGuard
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from joserfc import jws
 from joserfc.errors import JoseError
@@ -20,6 +21,7 @@ from site_plugins.keys import Key
 __all__ = [
     "LONGEST_TEXT",
     "LONGEST_TOKEN",
+    "Verified",
     "decode_part",
     "expiry_of",
     "is_text",
@@ -29,7 +31,10 @@ __all__ = [
     "read_signed",
 ]
 
+T = TypeVar("T")
+
 LONGEST_TOKEN = 8 * 1024
+MOST_VERIFIED = 4096
 LONGEST_TEXT = 512
 LATEST_TIME = 2.0**40
 CLOCK_SKEW = 30.0
@@ -60,6 +65,40 @@ def read_signed(text: str, kind: str, algorithm: str, key: Key) -> dict[str, Any
     except (ValueError, RecursionError, JoseError):
         return None
     return claims if isinstance(claims, dict) else None
+
+
+class Verified(Generic[T]):
+    """What signed texts said that were verified before, kept by digest and key.
+
+    Whatever depends on the time or on what may be revoked is for the caller to check each
+    time; a text is found only with the very key that verified it.
+
+    Examples
+    --------
+    >>> verified, key = Verified(), object()
+    >>> verified.add("a.b.c", key, "ada")
+    >>> verified.get("a.b.c", key), verified.get("a.b.c", object()), verified.get("a.b.d", key)
+    ('ada', None, None)
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, tuple[object, T]] = {}
+
+    def add(self, text: str, key: object, said: T) -> None:
+        """Keep what a verified text says."""
+        if len(self._kept) >= MOST_VERIFIED:
+            self._kept.clear()
+        self._kept[_digest(text)] = key, said
+
+    def get(self, text: str, key: object) -> T | None:
+        """Give what a text says that `key` verified before, else None."""
+        # No token is kept: what is in memory may end up in a core file.
+        found = self._kept.get(_digest(text))
+        return found[1] if found is not None and found[0] is key else None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def peek(text: str) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -24,6 +24,7 @@ from site_plugins.keys import public_key_of, signing_key, verifying_key
 from site_plugins.signed_texts import (
     LONGEST_TEXT,
     LONGEST_TOKEN,
+    Verified,
     expiry_of,
     is_text,
     read_signed,
@@ -165,6 +166,7 @@ class TokenVerifier:
         self._max_lifetime = max_lifetime
         self._site = site
         self._clock = clock
+        self._verified: Verified[Principal] = Verified()
 
     @classmethod
     def from_config(
@@ -206,13 +208,21 @@ class TokenVerifier:
         """
         if not text:
             raise self._refusal(Reason.TOKEN_MISSING, "This site answers only with a token.")
-        principal = self._principal(text)
+        principal = self._verified.get(text, self._key)
+        if principal is None:
+            principal = self._principal(text)
+            if principal is not None:
+                self._verified.add(text, self._key, principal)
         # Raised outside of every `except`, so that no error carries another that holds the text.
         if principal is None:
             raise self._refusal(Reason.TOKEN_INVALID, "The token is not valid here.")
         if principal.expires <= self._clock():
             raise self._refusal(Reason.TOKEN_EXPIRED, "The token has expired.")
         return principal
+
+    def knows(self, text: str) -> bool:
+        """Say whether a token was verified before, be it that it has expired since."""
+        return self._verified.get(text, self._key) is not None
 
     def _refusal(self, reason: Reason, message: str) -> NotAuthenticated:
         return NotAuthenticated(message, reason=reason, site=self._site, hint=NEW_TOKEN)

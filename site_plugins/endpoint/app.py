@@ -50,12 +50,13 @@ __all__ = ["ROUTERS", "create_app"]
 logger = logging.getLogger(__name__)
 
 ROUTERS = (
+    # Requests are held against one route after the other: what is asked most often comes first.
+    call_routes.router,
     router,
     web_data_router,
     web_router,
     terms_routes.router,
     grant_routes.router,
-    call_routes.router,
     identity_router,
     project_routes.router,
 )

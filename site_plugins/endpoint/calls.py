@@ -72,6 +72,8 @@ logger = logging.getLogger(__name__)
 CallEvent: TypeAlias = tuple[AnyCallEvent, Sequence[Buffer]]
 """An event and the buffers of its values."""
 
+TOGETHER_SECONDS = 0.02
+"""How long `Accepted` waits for the outcome of a call, to be sent along with it."""
 MEMORY_TOPIC = "worker-restart-memory"
 """Topic of the events by which Dask's nannies tell that they end a worker for its memory."""
 MEMORY_SECONDS = 3.0
@@ -132,7 +134,6 @@ class CallRunner:
                     future = self._submit(call, further)
                     await call.room.aclose()
                     call.started = time.monotonic()
-                    yield Accepted(job=call.name, tasks=1), ()
                     waiting = asyncio.create_task(self._wait(call, future))
                     async for event in self._meanwhile(call):
                         if isinstance(event, Outcome):
@@ -310,12 +311,18 @@ class CallRunner:
     async def _meanwhile(self, call: Call) -> AsyncIterator[AnyCallEvent | Outcome]:
         """Give what happens until the outcome, which comes last; and signs of life."""
         last_look = last_beat = time.monotonic()
-        step = min(self.settings.heartbeat_seconds, self.settings.progress_seconds)
+        # What is over soon is told of in one piece.
+        step = TOGETHER_SECONDS
+        accepted = False
         while True:
             event: AnyCallEvent | Outcome | None = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(step):
                     event = await call.inbox.get()
+            if not accepted:
+                accepted = True
+                step = min(self.settings.heartbeat_seconds, self.settings.progress_seconds)
+                yield Accepted(job=call.name, tasks=1)
             now = time.monotonic()
             if now - last_look >= self.settings.progress_seconds:
                 last_look = now

@@ -201,15 +201,9 @@ class Release:
         """End: give back what was taken from the budgets and not released."""
         rest = {name: size for name, size in self._aside.items() if size > 0}
         self._aside.clear()
-        entered, self._entered = self._entered, False
-        if not rest and not entered:
-            return
-
-        def close() -> None:
-            if rest:
-                self.ledger.give_back(self.accounts, rest)
-            if entered:
-                self.quotas.leave(self._owner, tasks=self.tasks, cpu_seconds=self.compute_seconds)
-
-        # Given up halfway it would be done all the same, unheard.
-        await asyncio.shield(asyncio.to_thread(close))
+        if self._entered:
+            self._entered = False
+            self.quotas.leave(self._owner, tasks=self.tasks, cpu_seconds=self.compute_seconds)
+        if rest:
+            # Given up halfway it would be done all the same, unheard.
+            await asyncio.shield(asyncio.to_thread(self.ledger.give_back, self.accounts, rest))

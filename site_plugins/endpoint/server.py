@@ -24,6 +24,47 @@ logger = logging.getLogger(__name__)
 HEADER_SECONDS = 20.0
 IDLE_SECONDS = 75
 BACKLOG = 1024
+GATHERED_BYTES = 16 * 1024
+"""What one TLS record holds."""
+
+
+class _Gathering:
+    """A transport that writes what is small once per turn of the event loop.
+
+    uvicorn writes the head, each piece and the end of a response one by one; each would be
+    a TLS record, encrypted, sent and read by itself.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        size = memoryview(data).nbytes
+        if size > GATHERED_BYTES:
+            self.flush()
+            self._transport.write(data)
+            return
+        if not self._pieces:
+            self._loop.call_soon(self.flush)
+        self._pieces.append(bytes(data))
+        self._size += size
+        if self._size > GATHERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        if pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(pieces))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _DeadlineProtocol(HttpToolsProtocol):
@@ -40,7 +81,7 @@ class _DeadlineProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
         self._start_deadline()
 
     def data_received(self, data: bytes) -> None:

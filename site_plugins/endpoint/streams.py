@@ -18,6 +18,8 @@ __all__ = ["SMALL_BODY", "FrameResponse", "FrameStream"]
 
 SMALL_BODY = 64 * 1024
 """Bytes of a body that are not counted: they bound themselves."""
+SMALL_FRAME = 4 * 1024
+"""Bytes up to which a frame is sent as one: frames that are ready together share a TLS record."""
 SEND_SECONDS = 60.0
 """How long a reader may take none of what is sent, until it is cut off."""
 PIECE = 256 * 1024
@@ -40,13 +42,20 @@ class _Stalled(Exception):
 
 
 async def _send_pieces(send: Send, pieces: list[Buffer]) -> None:
+    if sum(map(len, pieces)) <= SMALL_FRAME:
+        await _send_piece(send, b"".join(pieces))
+        return
     for piece in _cut(pieces):
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except TimeoutError:
-            raise _Stalled from None
+        await _send_piece(send, piece)
         await asyncio.sleep(0)
+
+
+async def _send_piece(send: Send, piece: Buffer) -> None:
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    except TimeoutError:
+        raise _Stalled from None
 
 
 class FrameResponse(Response):

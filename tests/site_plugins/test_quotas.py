@@ -50,10 +50,15 @@ def test_what_counts_for_a_day_is_written_down(tmp_path: Path) -> None:
     here, there = (Quotas(Registry(path), section, "north", now=lambda: now) for _ in range(2))
     here.enter("ada", tasks=1)
     here.leave("ada", tasks=1, cpu_seconds=9.0)
+    refused(here, "require_seconds", "ada", 1.1)
+    here.write()
+    refused(here, "require_seconds", "ada", 1.1)
+    here.require_seconds("ada", 0.9)
     there.enter("ada", tasks=1)
     there.require_seconds("ada", 0.9)
     refused(there, "require_seconds", "ada", 1.1)
     there.leave("ada", tasks=1, cpu_seconds=2.0)
+    there.write()
     error = refused(here, "enter", "ada", tasks=1)
     assert "cpu_seconds_per_day = 10" in error.message
     assert error.hint is not None
@@ -222,6 +227,7 @@ async def test_a_job_that_uses_up_the_day_ends(site: LocalFederation) -> None:
         if isinstance(event, Accepted):
             elsewhere.enter(owner, tasks=1)
             elsewhere.leave(owner, tasks=1, cpu_seconds=99_999.9)
+            elsewhere.write()
     registry.close()
     assert isinstance(last, Failure)
     assert last.reason == "quota_exceeded"

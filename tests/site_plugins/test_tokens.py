@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federated_dask.errors import ConfigurationError, NotAuthenticated, Reason
-from site_plugins.signed_texts import peek
+from site_plugins import tokens
+from site_plugins.signed_texts import MOST_VERIFIED, Verified, peek, read_signed
 from site_plugins.tokens import Principal, TokenVerifier, create_token
 from tests.site_plugins.forgeries import FORGED, Site, make_site, pem, public_pem
 
@@ -110,6 +111,50 @@ def test_an_expired_token_is_told_apart(site: Site) -> None:
         late.verify(token)
     assert caught.value.reason == Reason.TOKEN_EXPIRED
     assert_no_part_of(token, caught.value)
+
+
+def test_a_token_that_was_verified_before_expires_all_the_same(site: Site) -> None:
+    late = 0.0
+    token = create_token(site.config, "ada", 60.0)
+    verifier = TokenVerifier.from_config(site.config, clock=lambda: time.time() + late)
+    assert not verifier.knows(token)
+    assert verifier.verify(token).subject == "ada"
+    assert verifier.knows(token)
+    assert verifier.verify(token).subject == "ada"
+    late = 61.0
+    with pytest.raises(NotAuthenticated) as caught:
+        verifier.verify(token)
+    assert caught.value.reason == Reason.TOKEN_EXPIRED
+
+
+def test_a_signature_is_verified_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def watched(text: str, *arguments: Any) -> Any:
+        read.append(text)
+        return read_signed(text, *arguments)
+
+    monkeypatch.setattr(tokens, "read_signed", watched)
+    verifier = TokenVerifier.from_config(site.config)
+    one, other = (create_token(site.config, subject, 60.0) for subject in ("ada", "bo"))
+    for text in (one, other, one, other, one):
+        verifier.verify(text)
+    assert read == [one, other]
+    forged = one[:-8] + "AAAAAAAA"
+    for _ in range(2):
+        with pytest.raises(NotAuthenticated):
+            verifier.verify(forged)
+    assert read == [one, other, forged, forged]
+
+
+def test_what_is_kept_of_verified_tokens_is_bounded_and_no_token() -> None:
+    verified: Verified[int] = Verified()
+    key = object()
+    for number in range(2 * MOST_VERIFIED):
+        verified.add(f"secret.{number}", key, number)
+    assert len(verified._kept) <= MOST_VERIFIED
+    assert verified.get(f"secret.{2 * MOST_VERIFIED - 1}", key) == 2 * MOST_VERIFIED - 1
+    assert "secret" not in str(verified._kept)
 
 
 def test_an_expired_forgery_is_a_forgery(site: Site) -> None:

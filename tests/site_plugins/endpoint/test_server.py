@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -12,8 +13,16 @@ from federated_dask.errors import ConfigurationError
 from site_plugins.certificates import CertificateFiles, write_certificates
 from site_plugins.endpoint.server import EndpointServer
 
+PIECES = (b"small", b"L" * 100_000, b"small again", memoryview(bytearray(20_000)), b"end")
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["path"] == "/pieces":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in PIECES:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     )
@@ -68,6 +77,34 @@ async def test_the_port_is_the_real_one(server: EndpointServer, files: Certifica
     reader, writer = await connect(server, files)
     writer.write(GET)
     assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    await close(writer)
+
+
+async def test_what_is_small_and_ready_together_is_one_record(
+    server: EndpointServer, files: CertificateFiles
+) -> None:
+    context = ssl.create_default_context(cafile=files.ca)
+
+    def first() -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as stream,
+        ):
+            stream.sendall(GET)
+            # Gives one record, however many have arrived.
+            return stream.recv(2**16)
+
+    assert (await asyncio.to_thread(first)).endswith(b"\r\n\r\nok")
+
+
+async def test_pieces_of_all_sizes_arrive_in_order(
+    server: EndpointServer, files: CertificateFiles
+) -> None:
+    reader, writer = await connect(server, files)
+    writer.write(b"GET /pieces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    received = await reader.read()
+    chunks = [b"%x\r\n%b\r\n" % (len(piece), bytes(piece)) for piece in PIECES]
+    assert received.partition(b"\r\n\r\n")[2] == b"".join([*chunks, b"0\r\n\r\n"])
     await close(writer)
 
 
