@@ -49,6 +49,8 @@ class KnownPeer:
     verifier: StatementVerifier | None
     """Reads what it states; None where its public key is not known."""
     trust: ssl.SSLContext
+    ca: str | None = None
+    """What is trusted, as PEM text for users of the site; None for what the system trusts."""
     learnt: bool = False
     """By invitation, rather than from `site.toml`."""
 
@@ -199,12 +201,20 @@ def _learnt(name: str, address: str, ca: str | None, public_key: str) -> KnownPe
     context = ssl.create_default_context(cadata=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     verifier = StatementVerifier(public_key.encode())
-    return KnownPeer(name=name, address=address, verifier=verifier, trust=context, learnt=True)
+    return KnownPeer(
+        name=name, address=address, verifier=verifier, trust=context, ca=ca, learnt=True
+    )
 
 
 def _configured(peer: PeerSection) -> KnownPeer:
+    trust = _trust(peer)
+    try:
+        ca = None if peer.ca is None else plain_certificates(peer.ca.read_text())
+    except (OSError, ValueError):
+        # A bundle of the whole institute, say: too much to be handed on.
+        ca = None
     return KnownPeer(
-        name=peer.name, address=peer.address, verifier=_verifier(peer), trust=_trust(peer)
+        name=peer.name, address=peer.address, verifier=_verifier(peer), trust=trust, ca=ca
     )
 
 

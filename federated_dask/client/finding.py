@@ -37,6 +37,11 @@ class SiteFinder:
     site names it.  Where given sites name different addresses for the same peer,
     none of them is connected to, and the peer is listed with the reason.
 
+    A given site also vouches for the certificates of its peers, each for that peer's address
+    and nothing else.  It is believed where its word is what sends the token there anyway:
+    not for an address that the user has a token or a login for, and not where given sites
+    say different things.
+
     Parameters
     ----------
     addresses : sequence of (str or None, str)
@@ -88,19 +93,29 @@ class SiteFinder:
         given = [task.result() for task in asked]
         known = {site.name for site, _ in given}
         peers: dict[str, dict[str, list[str]]] = {}
+        vouched: dict[str, set[str | None]] = {}
         for site, _ in given:
             for peer in site.description.peers if site.description is not None else ():
                 if peer.name not in known:
                     stated = peers.setdefault(peer.name, {})
                     stated.setdefault(peer.address.rstrip("/"), []).append(site.name)
+                    vouched.setdefault(peer.name, set()).add(peer.ca)
         async with asyncio.TaskGroup() as group:
-            found = [group.create_task(self._reach_peer(*peer)) for peer in peers.items()]
+            found = [
+                group.create_task(self._reach_peer(name, stated, _only(vouched[name])))
+                for name, stated in peers.items()
+            ]
         return given, [task.result() for task in found]
 
-    async def _reach(self, name: str | None, address: str, *, given: bool) -> Reached:
+    async def _reach(
+        self, name: str | None, address: str, *, given: bool, ca: str | None = None
+    ) -> Reached:
         told = name if name is not None else await self._name_at(address)
         token = await self._token_for(told, address, given)
-        connection = await self._make_connection(told, address, token)
+        # Whom the user chose to send a token is recognised as the user said.
+        if token is not None and token is not self._token:
+            ca = None
+        connection = await self._make_connection(told, address, token, ca)
         try:
             description, catalogue, published = await self._ask(connection)
             check_name(told, description.name, address)
@@ -109,7 +124,7 @@ class SiteFinder:
             await connection.close()
             if isinstance(error, NotAuthenticated) and name is not None:
                 # No token fits where the name is wrong; then the name is what to tell of.
-                check_name(name, await self._name_at(address), address)
+                check_name(name, await self._name_at(address, ca), address)
             raise
         self.connections[told] = connection
         site = Site(told, address, description, operations=operations, published=published)
@@ -125,14 +140,17 @@ class SiteFinder:
                 published = group.create_task(_published(connection))
         return description.result(), catalogue.result(), published.result()
 
-    async def _name_at(self, address: str) -> str:
-        anonymous = await self._make_connection(urlsplit(address).netloc or address, address, None)
+    async def _name_at(self, address: str, ca: str | None = None) -> str:
+        called = urlsplit(address).netloc or address
+        anonymous = await self._make_connection(called, address, None, ca)
         try:
             return (await anonymous.health()).get("site", "")
         finally:
             await anonymous.close()
 
-    async def _reach_peer(self, name: str, stated: Mapping[str, Sequence[str]]) -> Reached:
+    async def _reach_peer(
+        self, name: str, stated: Mapping[str, Sequence[str]], ca: str | None
+    ) -> Reached:
         """Reach a peer; `stated` holds its address, with the sites that say so."""
         address, *others = stated
         if others:
@@ -142,19 +160,25 @@ class SiteFinder:
             error = _conflict(name, stated)
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
         try:
-            return await self._reach(name, address, given=False)
+            return await self._reach(name, address, given=False, ca=ca)
         except FederatedError as error:
             self.connections.pop(name, None)
             return Site(name, address, error=error), Catalogue(site=name, datasets=())
 
     async def _make_connection(
-        self, name: str, address: str, token: str | LoginToken | None
+        self,
+        name: str,
+        address: str,
+        token: str | LoginToken | None,
+        ca: str | None = None,
     ) -> SiteConnection:
         # A token that was given has nothing to do with an earlier login.
         looking = self._verify is True and not isinstance(token, str)
         login = await self._login_at(address) if looking else None
         # Who logged in with a CA file trusts it for this site.
         verify = self._verify if login is None or login.trust is None else login.trust
+        if ca is not None and login is None:
+            verify = ca
         made = SiteConnection(name, address, token, verify, self._timeout, project=self._project)
         known = self.connections.get(name)
         # Open datasets use the connection that they were opened with: there is one to close.
@@ -198,6 +222,11 @@ async def _operations(connection: SiteConnection, description: SiteDescription) 
     if description.operations_digest in ("", table.digest):
         return frozenset(table.names)
     return await connection.operations()
+
+
+def _only(vouched: set[str | None]) -> str | None:
+    """Give what all say, or None."""
+    return next(iter(vouched)) if len(vouched) == 1 else None
 
 
 def _conflict(name: str, stated: Mapping[str, Sequence[str]]) -> ConfigurationError:

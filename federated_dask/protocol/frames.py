@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
@@ -384,9 +385,19 @@ def _sizes(header: _Header, limits: Limits) -> np.ndarray:
     return np.array(header.buffers, dtype=np.int64).reshape(-1, 2)
 
 
+_making = threading.RLock()
+
+
 @functools.cache
-def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+def _made_decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(type_)
+
+
+def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+    # A process ended while two threads decoded their first messages of one type; what msgspec
+    # learns of a type is not to be seen before it is whole.
+    with _making:
+        return _made_decoder(type_)
 
 
 def decode_message(frame: Frame, type_: type[T]) -> T:

@@ -85,6 +85,9 @@ class Peer(Message, frozen=True, kw_only=True):
     address: str
     exchanges: bool = False
     """Whether the site fetches values from this peer, and lets it fetch."""
+    ca: Annotated[str, Meta(max_length=16 * 1024)] | None = None
+    """Certificates that the site trusts for this peer and no other host, as PEM text; None for
+    those of the system."""
 
 
 class SiteDescription(Message, frozen=True, kw_only=True):

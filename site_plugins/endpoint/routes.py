@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -98,7 +99,7 @@ async def site(request: Request, principal: Asker) -> Response:
             title=state.title,
             versions=dict(state.versions),
             operations_digest=request.app.state.table.digest,
-            peers=(*state.peers, *_learnt_peers(request, {peer.name for peer in state.peers})),
+            peers=_peers(request, state.peers),
             dashboard_link=state.dashboard_link if inside else None,
             workers=state.workers if inside else 0,
             threads=state.threads if inside else 0,
@@ -112,16 +113,22 @@ async def site(request: Request, principal: Asker) -> Response:
     )
 
 
-def _learnt_peers(request: Request, known: set[str]) -> list[Peer]:
-    """Peers that were learnt by invitation, since the scheduler knows those of `site.toml` only."""
+def _peers(request: Request, stated: Sequence[Peer]) -> tuple[Peer, ...]:
+    """Tell the peers that the scheduler knows, those of `site.toml`, and those that joined.
+
+    The site vouches for the certificates of both to its users.
+    """
     peering: Peering | None = request.app.state.peering
     if peering is None:
-        return []
-    return [
-        Peer(name=peer.name, address=peer.address, exchanges=True)
-        for peer in peering.peers.current().values()
-        if peer.learnt and peer.name not in known
-    ]
+        return tuple(stated)
+    known = peering.peers.current()
+    peers = {peer.name: peer for peer in stated}
+    for name, peer in known.items():
+        if peer.learnt and name not in peers:
+            peers[name] = Peer(name=name, address=peer.address, exchanges=True)
+        if name in peers and peers[name].address == peer.address:
+            peers[name] = msgspec.structs.replace(peers[name], ca=peer.ca)
+    return tuple(peers.values())
 
 
 @router.get(

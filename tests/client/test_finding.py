@@ -23,7 +23,7 @@ class Connection:
 
     async def describe_site(self) -> SiteDescription:
         peers = tuple(
-            Peer(name=name, address=address)
+            Peer(name=name, address=address, ca=self.finder.vouched.get((self.name, name)))
             for name, address in self.finder.peers.get(self.name, {}).items()
         )
         return SiteDescription(name=self.name, peers=peers)
@@ -46,8 +46,13 @@ class Finder(SiteFinder):
         self.peers = peers
         self.sent: list[tuple[str, str | None]] = []
         self.closed: list[str] = []
+        self.vouched: dict[tuple[str, str], str] = {}
+        self.trusted: dict[str, str | None] = {}
 
-    async def _make_connection(self, name: str, address: str, token: str | None) -> Any:
+    async def _make_connection(
+        self, name: str, address: str, token: str | None, ca: str | None = None
+    ) -> Any:
+        self.trusted[address] = ca
         return Connection(self, name, address, token)
 
 
@@ -100,3 +105,24 @@ async def test_a_peer_that_gets_another_address_is_let_go_of() -> None:
     assert "ocean" not in finder.connections
     assert finder.closed == [TRUE]
     assert FALSE not in dict(finder.sent)
+
+
+@pytest.mark.parametrize(
+    ("vouched", "token", "trusted"),
+    [
+        ({("a", "ocean"): "CA", ("b", "ocean"): "CA"}, SECRET, "CA"),
+        # Given sites contradict one another.
+        ({("a", "ocean"): "CA", ("b", "ocean"): "other"}, SECRET, None),
+        ({("a", "ocean"): "CA"}, SECRET, None),
+        # It was the user who said where this token goes.
+        ({("a", "ocean"): "CA", ("b", "ocean"): "CA"}, {TRUE: SECRET}, None),
+    ],
+)
+async def test_sites_vouch_for_certificates_of_their_peers(
+    vouched: dict[tuple[str, str], str], token: Any, trusted: str | None
+) -> None:
+    finder = Finder({"a": {"ocean": TRUE}, "b": {"ocean": TRUE, "a": FALSE}}, token)
+    # Not for those that are given.
+    finder.vouched = {**vouched, ("b", "a"): "CA"}
+    assert (await found(finder))["ocean"].status == "ok"
+    assert finder.trusted == {"https://a": None, "https://b": None, TRUE: trusted}

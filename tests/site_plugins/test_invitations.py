@@ -335,6 +335,15 @@ def test_two_running_sites_become_peers_and_exchange_values(
         assert fed.last_run is not None
         links = {(link.start, link.end): link.actual_bytes for link in fed.last_run.links}
         assert links.get(("north", "south"), 0) + links.get(("south", "north"), 0) > 1e6
+    # North vouches for south's certificate, to whom it tells of south.
+    own = {"verify": strangers["north"].verify, "progress": False}
+    address, token = strangers["north"].addresses["north"], strangers["north"].token["north"]
+    with FederatedClient({"north": address}, token=token, **own) as fed:
+        assert isinstance(fed.sites["south"].error, NotAuthenticated)
+    # Whom the user has a token for is recognised as the user says.
+    by_address = {each.addresses[name]: each.token[name] for name, each in strangers.items()}
+    with FederatedClient({"north": address}, token=by_address, **own) as fed:
+        assert isinstance(fed.sites["south"].error, SiteUnavailable)
     # Known and joined already: nothing happens.
     with pytest.raises(AssertionError, match="There is a peer 'south' already"):
         run("invite", paths["north"], "--name", "south")
