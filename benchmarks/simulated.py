@@ -20,9 +20,11 @@ import xarray as xr
 
 from federated_dask.planner.sources import SiteFacts
 from federated_dask.protocol.values import encode_value
+from site_plugins.contents import content_of
 from tests.battery.expressions import BATTERY, Expression
 from tests.planner.federation import TABLE, Federation, bytes_of
 
+DIMENSIONS = ("time", "lat", "lon")
 MONTHS, LAT, LON = 24, 4, 96
 CHUNKS = (6, 2, LON)
 LAND = 0.1
@@ -66,7 +68,9 @@ def laid(sites: int, dimension: str = "time", months: int = MONTHS) -> Simulatio
                 values[1:, land] = np.nan
             else:
                 values = random.integers(0, 4, (months, LAT, LON))
-            variable = federation.variable(f"s{number}", values, f"{kind}{number}")
+            # As a site tells it that opens the same.
+            content = content_of(xr.Variable(DIMENSIONS, values), CHUNKS)
+            variable = federation.variable(f"s{number}", values, f"{kind}{number}", content=content)
             array = da.from_array(variable, chunks=CHUNKS, meta=np.empty((0, 0, 0), values.dtype))
             start = pd.Timestamp("2000-01-01")
             east = 0
@@ -79,7 +83,7 @@ def laid(sites: int, dimension: str = "time", months: int = MONTHS) -> Simulatio
                 "lat": np.arange(float(LAT)),
                 "lon": east + np.arange(float(LON)),
             }
-            pieces.append(xr.DataArray(array, dims=("time", "lat", "lon"), coords=coords, name="x"))
+            pieces.append(xr.DataArray(array, dims=DIMENSIONS, coords=coords, name="x"))
         joined.append(xr.concat(pieces, dimension))
     return Simulation(federation, *joined)
 

@@ -19,6 +19,7 @@ from federated_dask.protocol import messages
 from federated_dask.protocol.dtypes import encode_dtype
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.values import encode_value, object_kind
+from site_plugins.contents import ContentReader
 from site_plugins.datasets import StoredDataset, borrow, decoded, decoded_dtype
 
 __all__ = ["check", "describe"]
@@ -41,7 +42,8 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
 
     Index coordinates and coordinates of at most 16 KiB come with their values; of
     datasets that are open, so do other small scalars, dates and texts; of those that
-    only functions read, nothing does.
+    only functions read, nothing does.  Of the variables of open datasets is told what
+    their values are like, as far as a few small parts show it.
     Variables whose values have no wire form are left out; `check` names them.
 
     Parameters
@@ -68,25 +70,28 @@ def describe(dataset: StoredDataset, site: str) -> tuple[messages.DatasetDescrip
     version = dataset.fingerprint()
     buffers: list[Buffer] = []
     variables = {}
+    reader = ContentReader()
     with borrow(dataset, version) as content:
         for name, variable in content.variables.items():
             try:
                 dtype = _wire_dtype(variable)
             except TypeError:
                 continue
+            chunks = stored_chunks(variable)
+            goes_along = _goes_along(name, variable, content, dataset)
+            # Where there is a budget, bytes count as they are, so nothing would be gained
+            # by telling; of what only functions read, nothing of the content is told.
+            is_told = dataset.egress == "open" and not goes_along
             variables[str(name)] = messages.VariableDescription(
                 dimensions=tuple(map(str, variable.dims)),
                 shape=variable.shape,
                 dtype=dtype,
                 attributes=_plain_items(variable.attrs),
                 encoding=_plain_items(variable.encoding, VARIABLE_ENCODING),
-                chunks=stored_chunks(variable),
+                chunks=chunks,
                 coordinate=name in content.coords,
-                value=(
-                    encode_value(decoded(variable), buffers)
-                    if _goes_along(name, variable, content, dataset)
-                    else None
-                ),
+                value=encode_value(decoded(variable), buffers) if goes_along else None,
+                content=reader.read(variable, chunks) if is_told else None,
             )
         size = sum(_size(content.variables[name]) for name in variables)
         limit = int(dataset.share * size) if dataset.egress == "derived" else None

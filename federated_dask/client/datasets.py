@@ -234,7 +234,7 @@ def _remote(
         raise ValueError(f"variable {name!r} does not have one size for every dimension")
     source = SourceReference(connection.name, description.name, description.version, name)
     limit = None if description.egress.tier == "open" else description.egress.limit or 0
-    return RemoteVariable(connection, source, described.shape, dtype, limit)
+    return RemoteVariable(connection, source, described.shape, dtype, limit, described.content)
 
 
 def _encoding(described: VariableDescription) -> dict[str, Any]:

@@ -224,7 +224,7 @@ class _Run:
         """Decode a result; refuse what the plan knows to be wrong."""
         task = self.plan.graph.tasks[position]
         # What it took before may have been compressed.
-        limit = announced_limit(max(self.plan.sizes[position], self.plan.estimates[position]))
+        limit = announced_limit(max(self.plan.sizes[position], self.plan.plain_sizes[position]))
         value = decode_result(event.value, received, self.plan.table, site, limit)
         if is_stated_exactly(task, self.plan.graph):
             check_result(value, task, site)

@@ -22,6 +22,7 @@ from federated_dask.client.connection import SiteConnection
 from federated_dask.client.indexes import Index, expand
 from federated_dask.errors import RequestRefused
 from federated_dask.planner.sources import SourceReference
+from federated_dask.protocol.messages import Content
 
 __all__ = ["FederatedBackendArray", "RemoteVariable", "remote_variable_of"]
 
@@ -48,6 +49,8 @@ class RemoteVariable:
     egress_limit : int, optional
         Bytes derived from its dataset that one job may release; no limit by
         default.  The planner goes by it, the site enforces it.
+    content : Content, optional
+        What the site tells of its values, for the planner's estimates.
 
     Examples
     --------
@@ -64,8 +67,10 @@ class RemoteVariable:
         shape: tuple[int, ...],
         dtype: np.dtype,
         egress_limit: int | None = None,
+        content: Content | None = None,
     ) -> None:
         self.egress_limit = egress_limit
+        self.content = content
         self.connection = connection
         self.source = source
         self.shape = shape
@@ -169,6 +174,11 @@ class FederatedBackendArray(BackendArray):
     def egress_limit(self) -> int | None:
         """Bytes derived from its dataset that one job may release."""
         return self.variable.egress_limit
+
+    @property
+    def content(self) -> Content | None:
+        """What the site tells of the variable's values."""
+        return self.variable.content
 
     def __dask_tokenize__(self) -> object:
         return self.variable.__dask_tokenize__()

@@ -395,7 +395,8 @@ class _Lowering:
         if isinstance(reference, SourceReference):
             array, lazy = _unwrap(node.value)
             limit = getattr(array, "egress_limit", None)
-            self.stored[reference] = StoredFacts(tuple(array.shape), array.dtype, limit)
+            content = getattr(array, "content", None)
+            self.stored[reference] = StoredFacts(tuple(array.shape), array.dtype, limit, content)
             if lazy is not None and not _takes_all(lazy):
                 self.lazy[key] = lazy
             self.position[key] = self.maker.leaf(reference)

@@ -24,7 +24,7 @@ from federated_dask.planner.inflation import inflating
 from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.minimum_cut import Value, assign
 from federated_dask.planner.origins import Availability, Dataset, derivations, origins, resources_of
-from federated_dask.planner.sizes import all_read_bytes, framed
+from federated_dask.planner.sizes import all_brought_bytes, framed
 from federated_dask.planner.sources import HOME, SiteFacts
 
 __all__ = ["CHEAPER", "Placement", "exchange", "place"]
@@ -104,7 +104,7 @@ class _Placer:
         if at is not None or not hold:
             self.needed = dict.fromkeys(outputs, at or HOME)
         self.weights = _weights(graph, sizes)
-        self.reads = all_read_bytes(graph)
+        self.reads = all_brought_bytes(graph)
         self.links = links
 
     def run(self) -> Placement:

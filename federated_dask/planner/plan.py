@@ -25,7 +25,7 @@ from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import CHEAPER, Placement, exchange, place
 from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
-from federated_dask.planner.sizes import estimate_sizes, framed, read_bytes
+from federated_dask.planner.sizes import brought_bytes, estimate_sizes, framed, read_bytes
 from federated_dask.planner.sources import HOME, SiteFacts
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
@@ -90,6 +90,8 @@ class Plan:
     """Bytes predicted to leave of each dataset whose egress has a limit."""
     limited: list[frozenset[Dataset]] = field(default_factory=list)
     """Such datasets from which the result of every task derives."""
+    plain_sizes: list[int] = field(default_factory=list)
+    """Estimated bytes of every task's result before compression, as sites count them."""
     estimates: list[int] = field(default_factory=list)
     """What `sizes` were before those that earlier runs taught took their place."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
@@ -152,8 +154,10 @@ class Plan:
                     links[HOME, site] += DELEGATION_REQUEST_BYTES
                     links[site, HOME] += DELEGATION_REPLY_BYTES
                     links[HOME, job.site] += DELEGATION_BYTES
-        for site, size in self.read_from_home().items():
-            links[site, HOME] += size
+        for position in (p for stage in self.home for p in stage):
+            task = self.graph.tasks[position]
+            for source in task.sources[:1]:
+                links[source.site, HOME] += brought_bytes(task, self.graph)
         return dict(links)
 
     def _upload_bytes(self, job: Job, leases: Mapping[tuple[int, str], str]) -> int:
@@ -245,15 +249,14 @@ def make_plan(
         If a result that is to be brought to `at` has no wire form.
     """
     graph = split_reductions(lower(expression, keys, table), facts, table)
-    estimates = estimate_sizes(graph)
+    estimated = estimate_sizes(graph)
+    plain, estimates = estimated.plain, estimated.wire
     sizes = list(estimates) if learnt is None else learnt.applied(graph, estimates)
-    if learnt is not None:
-        _count_released_whole(graph, sizes, estimates)
+    _count_released_whole(graph, sizes, plain)
     hold = hold or at is not None
     placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at, links=links)
     if at is not None:
-        _bring(graph, placement, sizes, at)
-        estimates += sizes[len(estimates) :]
+        _bring(graph, placement, (sizes, plain, estimates), at)
     stages = 1 + max(placement.stages, default=0)
     plan = Plan(
         graph,
@@ -265,6 +268,7 @@ def make_plan(
         [[] for _ in range(stages)],
         hold,
         at,
+        plain_sizes=plain,
         estimates=estimates,
     )
     _assign(plan)
@@ -272,14 +276,14 @@ def make_plan(
     return plan
 
 
-def _count_released_whole(graph: PlanGraph, sizes: list[int], estimates: list[int]) -> None:
-    """Take what derives from data with a budget for no smaller than estimated.
+def _count_released_whole(graph: PlanGraph, sizes: list[int], plain: list[int]) -> None:
+    """Take what derives from data with a budget for no smaller than it is before compression.
 
-    What was learnt is what crossed; sites count what is released before it shrinks on the wire.
+    Sites count what is released before it shrinks on the wire.
     """
     for position, datasets in enumerate(derivations(graph, limited=True)):
         if datasets:
-            sizes[position] = max(sizes[position], estimates[position])
+            sizes[position] = max(sizes[position], plain[position])
 
 
 def _placeholder(job: Job) -> str:
@@ -287,7 +291,7 @@ def _placeholder(job: Job) -> str:
     return blake2b(f"{job.stage} {job.site}".encode(), digest_size=16).hexdigest()
 
 
-def _bring(graph: PlanGraph, placement: Placement, sizes: list[int], at: str) -> None:
+def _bring(graph: PlanGraph, placement: Placement, sizes: tuple[list[int], ...], at: str) -> None:
     """Add a task at a site for every requested result that is made elsewhere: it hands it on."""
     brought: dict[int, int] = {}
     for key, position in graph.outputs.items():
@@ -317,7 +321,8 @@ def _bring(graph: PlanGraph, placement: Placement, sizes: list[int], at: str) ->
             )
             placement.places.append(at)
             placement.stages.append(placement.stages[position] + 1)
-            sizes.append(sizes[position])
+            for each in sizes:
+                each.append(each[position])
         graph.outputs[key] = brought[position]
 
 
@@ -392,7 +397,7 @@ def _check_egress(plan: Plan) -> None:
     crossing: Counter[frozenset[Dataset]] = Counter()
     for position in _crossing(plan):
         # Sites count what is released before it shrinks on the wire.
-        crossing[plan.limited[position]] += plan.estimates[position]
+        crossing[plan.limited[position]] += plan.plain_sizes[position]
     for position in _reading_at_home(plan):
         crossing[plan.limited[position]] += read_bytes(plan.graph.tasks[position], plan.graph)
     leaving: Counter[Dataset] = Counter()

@@ -15,7 +15,9 @@ from federated_dask.planner.nodes import last_call, operation_name
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.operation_names import READS
 
-__all__ = ["sliced_from", "sliced_shape"]
+__all__ = ["sliced_from", "sliced_shape", "taken_shape"]
+
+SHUFFLE_TAKE = "dask.array._shuffle._getitem"
 
 
 def sliced_from(task: PlanTask) -> int | None:
@@ -30,6 +32,38 @@ def sliced_from(task: PlanTask) -> int | None:
         return None
     first = program.references[0]
     return first if first >= 0 else None
+
+
+def taken_shape(task: PlanTask, graph: PlanGraph, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """Shape of what a task of a shuffle takes, along one axis, from a result of a known shape.
+
+    Parameters
+    ----------
+    task : PlanTask
+        The task; its index is a constant of Dask's.
+    graph : PlanGraph
+        Its graph.
+    shape : sequence of int
+        Shape of what it takes from.
+
+    Returns
+    -------
+    tuple of int or None
+        None where it is another kind of task.
+    """
+    call = None if task.program is None else last_call(task.program)
+    if task.program is None or call is None or operation_name(call.function) != SHUFFLE_TAKE:
+        return None
+    operand = task.program.references[-1]
+    leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
+    # Dask puts the key of what is sorted in front of the index.
+    index = leaf[1] if isinstance(leaf, tuple) and len(leaf) == 2 else None
+    if not isinstance(index, tuple) or len(index) != len(shape):
+        return None
+    return tuple(
+        size if isinstance(part, slice) else len(part)
+        for part, size in zip(index, shape, strict=True)
+    )
 
 
 def sliced_shape(task: PlanTask, graph: PlanGraph, shape: Sequence[int]) -> tuple[int, ...] | None:

@@ -8,13 +8,22 @@ early), so partials have rules of their own.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
+import pandas as pd
 from dask._task_spec import DataNode
 
+from federated_dask.planner.contents import Expectations
+from federated_dask.planner.expected import (
+    Expected,
+    expected_of_stored,
+    expected_of_value,
+    unknown,
+)
 from federated_dask.planner.graph import PlanGraph, PlanTask
 from federated_dask.planner.nodes import (
     count_references,
@@ -25,18 +34,21 @@ from federated_dask.planner.nodes import (
     uses,
 )
 from federated_dask.planner.programs import Program
-from federated_dask.planner.shapes import sliced_from, sliced_shape
-from federated_dask.planner.sources import SourceReference
+from federated_dask.planner.shapes import sliced_from, sliced_shape, taken_shape
+from federated_dask.planner.sources import HeldReference, SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.frames import Buffer, encode_frame
-from federated_dask.protocol.messages import Heartbeat, Result
+from federated_dask.protocol.messages import Result
 from federated_dask.protocol.operation_names import READS
 from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.samples import share_left
 from federated_dask.protocol.values import encode_value
 
 __all__ = [
-    "all_read_bytes",
+    "Sizes",
+    "all_brought_bytes",
+    "brought_bytes",
     "estimate_sizes",
     "framed",
     "is_stated_exactly",
@@ -56,13 +68,23 @@ ARRAYS_IN_PARTIAL = {
 
 FRAME_BYTES = 70
 """What a result takes on a link beside its values: a frame and its header."""
+DICT_BYTES = 140
+"""What names, dtypes and shapes of the arrays of a partial take."""
+DICTS = frozenset(
+    {
+        *(_REDUCTIONS + name for name in ("mean_chunk", "mean_combine", "moment_chunk")),
+        _REDUCTIONS + "moment_combine",
+        "flox.dask._simple_combine",
+    }
+)
+"""Operations whose results are several arrays by name."""
+TOPK, BINCOUNT = "dask.array.chunk.topk", "numpy.bincount"
+FLOX_REINDEX, FLOX_AGGREGATE = "flox.dask.reindex_intermediates", "flox.dask._aggregate"
 FLOX_CHUNK = "flox.core.chunk_reduce"
 FLOX_COUNTS = frozenset({"len", "nanlen"})
 FLOX_VARIANCE = "flox.aggregations.var_chunk"
 """Makes three arrays: squared deviations, sums and counts."""
 OBJECT_ITEMSIZE = 8
-SAMPLES, SAMPLE = 8, 16 * 1024
-"""Parts of an array that are compressed to see what is left of it, and bytes of each."""
 ELEMENTWISE = frozenset(
     "abs add and_ eq floordiv ge gt inv invert le lshift lt mod mul ne neg or_ pos pow rshift sub "
     "truediv xor".split()
@@ -75,7 +97,17 @@ def framed(size: int) -> int:
     return size + FRAME_BYTES
 
 
-def estimate_sizes(graph: PlanGraph) -> list[int]:
+@dataclass(frozen=True)
+class Sizes:
+    """Estimated bytes of every task's result."""
+
+    plain: list[int]
+    """Before compression, as sites count what leaves them."""
+    wire: list[int]
+    """On a link, without its frame."""
+
+
+def estimate_sizes(graph: PlanGraph) -> Sizes:
     """Estimate the bytes of every task's result.
 
     Parameters
@@ -85,8 +117,7 @@ def estimate_sizes(graph: PlanGraph) -> list[int]:
 
     Returns
     -------
-    list of int
-        Bytes.
+    Sizes
     """
     return _Estimates(graph).all()
 
@@ -96,17 +127,25 @@ class _Estimates:
 
     def __init__(self, graph: PlanGraph) -> None:
         self.graph = graph
-        self.sizes: list[int] = []
+        self.expected: list[Expected] = []
         self.shapes: list[tuple[int, ...] | None] = []
-        self.itemsizes: list[float] = []
-        """Bytes per element; less than those of the dtype where they are known to shrink."""
+        self.extra: list[int] = []
+        """Bytes of results that are several arrays, beside those of the arrays."""
+        self.expectations = Expectations()
         # Tasks of a layer share their template; what it says is read once.
         self.readings: dict[int, _Reading] = {}
+        self.leaves: dict[int, Expected | None] = {}
+        self.groups: dict[int, int] = {}
+        self.own_groups: dict[int, int] = {}
 
-    def all(self) -> list[int]:
+    def all(self) -> Sizes:
         for task in self.graph.tasks:
             self.add(task)
-        return self.sizes
+        found = list(zip(self.expected, self.extra, strict=True))
+        return Sizes(
+            [int(each.plain_bytes) + extra for each, extra in found],
+            [int(each.wire_bytes) + extra for each, extra in found],
+        )
 
     def add(self, task: PlanTask) -> None:
         reading = _NOTHING
@@ -114,39 +153,134 @@ class _Estimates:
             template = task.program.template
             found = self.readings.get(id(template))
             reading = found or self.readings.setdefault(id(template), _Reading.of(task.program))
-        shape = task.shape
-        itemsize = float(OBJECT_ITEMSIZE if task.dtype is None else task.dtype.itemsize)
-        if shape is None or task.dtype is None:
-            sliced = sliced_from(task)
-            if sliced is not None and (before := self.shapes[sliced]) is not None:
-                shape = sliced_shape(task, self.graph, before)
-                itemsize = self.itemsizes[sliced]
-        elif (share := _own_share(task)) is not None:
-            itemsize *= share
+        shape = self.shape_of(task, reading)
         self.shapes.append(shape)
-        self.itemsizes.append(itemsize)
-        self.sizes.append(self.estimate(task, reading, shape, itemsize))
+        below = [self.expected[dependency] for dependency in task.dependencies]
+        count, most = self.count(task, reading, shape, below)
+        size = self.itemsize(task, reading, below)
+        expected = self.contents(task, count, size)
+        if not expected.is_counted or task.program is None:
+            expected = replace(expected, count=count)
+        self.expected.append(
+            replace(
+                expected,
+                size=size,
+                each=min(expected.each, size),
+                is_counted=False,
+                most=most,
+            )
+        )
+        self.extra.append(DICT_BYTES if reading.is_dict else 0)
 
-    def estimate(
-        self, task: PlanTask, reading: _Reading, shape: tuple[int, ...] | None, itemsize: float
-    ) -> int:
+    def shape_of(self, task: PlanTask, reading: _Reading) -> tuple[int, ...] | None:
+        """Shape that a task's collection states, or that follows from what it is made of."""
+        if reading.shape is not None:
+            return reading.shape
+        if task.shape is not None and task.dtype is not None:
+            return task.shape
+        sliced = sliced_from(task)
+        if sliced is not None and (before := self.shapes[sliced]) is not None:
+            return sliced_shape(task, self.graph, before)
+        if task.shape is None and len(task.dependencies) == 1:
+            before = self.shapes[task.dependencies[0]]
+            if before is not None and (taken := taken_shape(task, self.graph, before)) is not None:
+                return taken
+        if reading.reduced and len(task.dependencies) == 1:
+            # Where chunks have unknown lengths, those that are summed over do not matter.
+            return self.shapes[task.dependencies[0]]
+        return task.shape
+
+    def count(
+        self,
+        task: PlanTask,
+        reading: _Reading,
+        shape: tuple[int, ...] | None,
+        below: list[Expected],
+    ) -> tuple[float, float]:
+        """Elements of a result, and how many it can have when results like it are combined."""
+        most = max((each.most for each in below), default=math.inf)
+        total = sum(each.count for each in below)
         if reading.combines:
-            return max(self.sizes[dependency] for dependency in task.dependencies)
+            largest = max((each.count for each in below), default=0.0)
+            if reading.is_final and shape is not None:
+                # Where groups are found while it runs, the collection states one.
+                return max(largest, float(math.prod(shape))), math.inf
+            return (largest if most == math.inf else min(total, most)), most
         if reading.groups:
-            return _groups(task, reading, self.graph)
+            return self.grouped(task, reading), most
+        if reading.passes:
+            # Groups of one cohort are named; what is combined has no others.
+            return total, self.cohort(task, total)
         if shape is None:
-            return sum(self.sizes[dependency] for dependency in task.dependencies)
-        if reading.itemsize is not None:
-            itemsize = reading.itemsize
+            return total, most
         kept = math.prod(size for axis, size in enumerate(shape) if axis not in reading.reduced)
-        return int(kept * itemsize) * reading.arrays
+        return float(kept * reading.arrays), math.inf
 
+    def itemsize(self, task: PlanTask, reading: _Reading, below: list[Expected]) -> float:
+        if reading.itemsize is not None:
+            return float(reading.itemsize)
+        if (reading.combines and not reading.is_final) or reading.passes or task.dtype is None:
+            return max((each.size for each in below), default=float(OBJECT_ITEMSIZE))
+        return float(OBJECT_ITEMSIZE if task.dtype.hasobject else task.dtype.itemsize)
 
-def _own_share(task: PlanTask) -> float | None:
-    """Share of an array of the researcher's own that is left of it on the wire, or None."""
-    if task.program is not None or not isinstance(task.node, DataNode):
-        return None
-    return _share_left(task.node.value)
+    def grouped(self, task: PlanTask, reading: _Reading) -> float:
+        """Count groups times kept axes of what flox makes of one chunk."""
+        if task.shape is None or task.program is None:
+            return 0.0
+        kept = math.prod(n for axis, n in enumerate(task.shape) if axis not in reading.reduced)
+        length = task.shape[reading.reduced[0]] if reading.reduced else 1
+        groups = length
+        start, end = reading.bound
+        for operand in task.program.references[start:end]:
+            leaf: Any = self.graph.leaves[-1 - operand] if operand < 0 else None
+            if hasattr(leaf, "__len__"):
+                groups = len(leaf)
+        if start == end:
+            groups = min([groups, *map(self.different, task.program.references[end:])])
+        self.own_groups[len(self.expected)] = groups
+        return float(kept * groups)
+
+    def different(self, operand: int) -> int:
+        """Different values of a constant that says which element is of which group."""
+        if operand >= 0:
+            return sys.maxsize
+        if operand not in self.groups:
+            leaf: Any = self.graph.leaves[-1 - operand]
+            is_known = isinstance(leaf, np.ndarray) and leaf.ndim == 1 and leaf.dtype.kind in "iufM"
+            self.groups[operand] = len(np.unique(leaf)) if is_known else sys.maxsize
+        return self.groups[operand]
+
+    def cohort(self, task: PlanTask, count: float) -> float:
+        """Elements of a combination of results, where the groups of a cohort are named."""
+        assert task.program is not None  # noqa: S101
+        leaves = [self.graph.leaves[-1 - r] for r in task.program.references if r < 0]
+        named = [len(leaf) for leaf in leaves if isinstance(leaf, pd.Index)]
+        (below,) = task.dependencies if len(task.dependencies) == 1 else (None,)
+        if below is None or not named:
+            return math.inf
+        groups = self.own_groups.get(below)
+        return count * named[0] / groups if groups else math.inf
+
+    def contents(self, task: PlanTask, count: float, size: float) -> Expected:
+        """Say what is expected of the values of a task's result."""
+        if task.program is None:
+            own = expected_of_value(task.node.value) if isinstance(task.node, DataNode) else None
+            return own or unknown(count, size)
+        operands = [self.operand(reference) for reference in task.program.references]
+        return self.expectations.of(task.program, operands, count)
+
+    def operand(self, reference: int) -> Expected | None:
+        if reference >= 0:
+            return self.expected[reference]
+        if reference not in self.leaves:
+            leaf: Any = self.graph.leaves[-1 - reference]
+            if isinstance(leaf, SourceReference):
+                self.leaves[reference] = expected_of_stored(self.graph.stored[leaf])
+            elif isinstance(leaf, HeldReference):
+                self.leaves[reference] = unknown(1.0, OBJECT_ITEMSIZE)
+            else:
+                self.leaves[reference] = expected_of_value(leaf)
+        return self.leaves[reference]
 
 
 def wire_size(value: Any, table: OperationTable) -> int:
@@ -167,26 +301,13 @@ def wire_size(value: Any, table: OperationTable) -> int:
     >>> wire_size(np.zeros(1000), operation_table()) < 100
     True
     """
-    share = _share_left(value)
+    share = share_left(value)
     if share is not None:
         return int(share * value.nbytes)
     buffers: list[Buffer] = []
     message = Result(output=0, value=encode_value(value, buffers, table))
     pieces = encode_frame(message, buffers)
     return max(0, sum(memoryview(piece).nbytes for piece in pieces) - FRAME_BYTES)
-
-
-def _share_left(values: Any) -> float | None:
-    """Share of an array that compression leaves, judged by some parts of it; else None."""
-    if type(values) is not np.ndarray or values.dtype.hasobject or not values.nbytes:
-        return None
-    flat = values.reshape(-1)
-    step = max(1, flat.nbytes // SAMPLES)
-    length = max(1, min(step, SAMPLE) // values.itemsize)
-    starts = range(0, flat.size, max(1, step // values.itemsize))
-    sample = np.concatenate([flat[start : start + length] for start in starts])
-    pieces = encode_frame(Heartbeat(), [sample.tobytes()])
-    return min(1.0, sum(len(memoryview(piece)) for piece in pieces) / sample.nbytes)
 
 
 def is_stated_exactly(task: PlanTask, graph: PlanGraph) -> bool:
@@ -256,6 +377,14 @@ class _Reading:
     itemsize: int | None = None
     """Bytes per element, all arrays of a partial together."""
     arrays: int = 1
+    is_final: bool = False
+    """It combines partials to what the collection states."""
+    is_dict: bool = False
+    """Several arrays by name."""
+    passes: bool = False
+    """It hands on what flox made."""
+    shape: tuple[int, ...] | None = None
+    """Where the template says it, and the collection something else."""
 
     @classmethod
     def of(cls, program: Program) -> _Reading:
@@ -265,35 +394,38 @@ class _Reading:
         name = operation_name(call.function)
         bound = count_references(call.function)
         keeps = keyword(call, "keepdims") is True
+        if name == FLOX_REINDEX:
+            return cls(passes=True)
         if tree_node(program) is not None and keyword(call.function, "keepdims") is True:
-            return cls(combines=True)
+            final = name == FLOX_AGGREGATE
+            return cls(combines=True, is_final=final, is_dict=final or name in DICTS)
         if FLOX_CHUNK in uses(call.function):
             itemsize = _flox_itemsize(call)
             before = sum(map(count_references, program.template.steps[:-1]))
             axes = _axes(_given_first(call, "axis"))
-            return cls((before, before + bound), groups=True, reduced=axes, itemsize=itemsize)
+            return cls(
+                (before, before + bound),
+                groups=True,
+                reduced=axes,
+                itemsize=itemsize,
+            )
         arrays = ARRAYS_IN_PARTIAL.get(name or "")
+        if (order := _number(keyword(call, "order"))) is not None and arrays:
+            # The sum, and a sum of powers for each exponent from 2 on.
+            arrays = order
+        if name == TOPK:
+            arrays = abs(_number(keyword(call, "k")) or 1)
+        if name == BINCOUNT and (length := _number(keyword(call, "minlength"))):
+            return cls(shape=(length,))
         return cls(
             reduced=_axes(keyword(call, "axis")) if keeps else (),
             itemsize=_itemsize(keyword(call, "dtype")) if arrays else None,
             arrays=arrays or 1,
+            is_dict=name in DICTS,
         )
 
 
 _NOTHING = _Reading()
-
-
-def _groups(task: PlanTask, reading: _Reading, graph: PlanGraph) -> int:
-    """Bytes of groups × kept axes × the arrays that flox keeps per group."""
-    if task.shape is None or task.program is None:
-        return 0
-    kept = math.prod(size for axis, size in enumerate(task.shape) if axis not in reading.reduced)
-    groups = task.shape[reading.reduced[0]] if reading.reduced else 1
-    for operand in task.program.references[slice(*reading.bound)]:
-        leaf: Any = graph.leaves[-1 - operand] if operand < 0 else None
-        if hasattr(leaf, "__len__"):
-            groups = len(leaf)
-    return kept * groups * (reading.itemsize or OBJECT_ITEMSIZE)
 
 
 def _flox_itemsize(call: wire.Call) -> int:
@@ -312,6 +444,10 @@ def _flox_itemsize(call: wire.Call) -> int:
 
 def _itemsize(stated: wire.Node) -> int | None:
     return decode_dtype(stated.dtype).itemsize if isinstance(stated, wire.DataType) else None
+
+
+def _number(node: wire.Node) -> int | None:
+    return node.value if isinstance(node, wire.Number) else None
 
 
 def _axes(axes: wire.Node) -> tuple[int, ...]:
@@ -344,10 +480,13 @@ def read_bytes(task: PlanTask, graph: PlanGraph) -> int:
     return _Reads(graph).of(task)
 
 
-def all_read_bytes(graph: PlanGraph) -> list[int]:
-    """Bytes, decoded, that every task reads from stored variables, see `read_bytes`."""
+def all_brought_bytes(graph: PlanGraph) -> list[int]:
+    """Bytes that what every task reads takes on a link, see `brought_bytes`."""
     reads = _Reads(graph)
-    return [reads.of(task) if task.sources else 0 for task in graph.tasks]
+    return [
+        int(reads.of(task) * _share_told(task, graph)) if task.sources else 0
+        for task in graph.tasks
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +540,25 @@ def _reads_of(template: wire.Template) -> Iterator[_Read]:
             elif _is_read(node):
                 # The holes of a call come after it in the walk, its operand's first.
                 yield _Read(references, node.arguments[1], integers)
+
+
+def brought_bytes(task: PlanTask, graph: PlanGraph) -> int:
+    """Bytes that what a task reads from stored variables takes on a link.
+
+    Returns
+    -------
+    int
+        Those before compression where the site did not tell, or where they count as such.
+    """
+    return int(read_bytes(task, graph) * _share_told(task, graph)) if task.sources else 0
+
+
+def _share_told(task: PlanTask, graph: PlanGraph) -> float:
+    """Share of the bytes of what a task reads that is left on the wire, as its site told."""
+    return max(
+        1.0 if stored.content is None or stored.egress_limit is not None else stored.content.left
+        for stored in (graph.stored[source] for source in task.sources)
+    )
 
 
 def _stored_bytes(source: SourceReference, graph: PlanGraph) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from federated_dask.protocol.messages import Content
+
 __all__ = ["HOME", "HeldReference", "SiteFacts", "SourceReference", "StoredFacts"]
 
 HOME = "home"
@@ -42,6 +44,8 @@ class StoredFacts:
     dtype: np.dtype
     egress_limit: int | None
     """Bytes that were left of its dataset's budget; None for no limit."""
+    content: Content | None = None
+    """What its site tells of its values."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ __all__ = [
     "AnyJobEvent",
     "Budget",
     "Catalogue",
+    "Content",
     "DatasetDescription",
     "DatasetSummary",
     "DelegationReply",
@@ -178,6 +179,23 @@ class Catalogue(Message, frozen=True, kw_only=True):
     datasets: tuple[DatasetSummary, ...]
 
 
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+
+
+class Content(Message, frozen=True, kw_only=True):
+    """What the values of a variable are like, judged by a few small parts of it.
+
+    Told of datasets that are open only: it is a fact of what they contain.
+    """
+
+    left: Share
+    """Share of the bytes that compression leaves."""
+    missing: Share = 0.0
+    """Share of the elements that are missing (NaN, NaT)."""
+    ever_missing: Share = 0.0
+    """Share of the places at which something is missing, anywhere along the first dimension."""
+
+
 class VariableDescription(Message, frozen=True, kw_only=True):
     """One variable of a dataset, decoded as xarray shows it at the site."""
 
@@ -193,6 +211,8 @@ class VariableDescription(Message, frozen=True, kw_only=True):
     coordinate: bool = False
     value: Value | None = None
     """The values themselves, sent along for index coordinates and small coordinates."""
+    content: Content | None = None
+    """What to expect of its size on a link, where the site tells."""
 
 
 class DatasetDescription(Message, frozen=True, kw_only=True):

@@ -29,6 +29,10 @@ def _grouped(name: str, group: str, **options: Any) -> Expression:
     return lambda a, i: getattr(a.groupby(group), name)(**options)
 
 
+def _last(a: xr.DataArray) -> tuple[tuple[int], tuple[int]]:
+    return (a.ndim - 1,), (a.ndim - 1,)
+
+
 def reductions() -> Iterator[tuple[str, Expression]]:
     """Reductions that one can split by site."""
     for name in REDUCTIONS:
@@ -176,7 +180,8 @@ def products() -> Iterator[tuple[str, Expression]]:
     yield "dot", lambda a, i: xr.dot(a.fillna(0), a.fillna(1), dim="time")
     yield "dot-all", lambda a, i: xr.dot(a.fillna(0), i)
     yield "einsum", lambda a, i: da.einsum("...ijk,...ijk->...k", a.fillna(0).data, a.data)
-    yield "tensordot", lambda a, i: da.tensordot(a.fillna(0).data, i.data, axes=((-1,), (-1,)))
+    # Dask makes another shape than numpy of negative axes.
+    yield "tensordot", lambda a, i: da.tensordot(a.fillna(0).data, i.data, axes=_last(a))
     yield "covariance", lambda a, i: xr.cov(a, i, "time")
     yield "correlation", lambda a, i: xr.corr(a, a**2, "time")
     yield "outer", lambda a, i: da.outer(a.data.ravel()[:7], i.data.ravel()[:5])

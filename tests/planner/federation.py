@@ -27,7 +27,7 @@ from federated_dask.protocol.dtypes import decode_dtype
 from federated_dask.protocol.frames import FrameDecoder, decode_message, encode_frame
 from federated_dask.protocol.graph import check_graph
 from federated_dask.protocol.limits import Limits
-from federated_dask.protocol.messages import JobSubmission, Result
+from federated_dask.protocol.messages import Content, JobSubmission, Result
 from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.values import decode_value, encode_value
 
@@ -38,12 +38,17 @@ class FakeVariable:
     """A stored variable as the client shows it to Dask."""
 
     def __init__(
-        self, federation: "Federation", source: SourceReference, egress_limit: int | None = None
+        self,
+        federation: "Federation",
+        source: SourceReference,
+        egress_limit: int | None = None,
+        content: Content | None = None,
     ) -> None:
         values = federation.stored[source]
         self.federation = federation
         self.source = source
         self.egress_limit = egress_limit
+        self.content = content
         self.shape, self.dtype, self.ndim = values.shape, values.dtype, values.ndim
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -79,11 +84,16 @@ class Federation:
             log.clear()
 
     def variable(
-        self, site: str, values: np.ndarray, name: str = "v", egress_limit: int | None = None
+        self,
+        site: str,
+        values: np.ndarray,
+        name: str = "v",
+        egress_limit: int | None = None,
+        content: Content | None = None,
     ) -> FakeVariable:
         source = SourceReference(site, "data", "1", name)
         self.stored[source] = values
-        return FakeVariable(self, source, egress_limit)
+        return FakeVariable(self, source, egress_limit, content)
 
     @property
     def facts(self) -> dict[str, SiteFacts]:
