@@ -136,7 +136,8 @@ class Judge:
         self.undo.append(federation.close)
         judge = self
 
-        client = FederatedClient(federation)
+        # Not Dask's scheduler: what asks for none in particular is to come here as well.
+        client = FederatedClient(federation, set_as_default=False)
         self.undo.append(client.close)
         connections = {SITE: client.connection_of(SITE)}
 
