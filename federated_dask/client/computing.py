@@ -23,6 +23,7 @@ import dask.threaded
 from dask._expr import FinalizeCompute
 from dask.base import collections_to_expr, unpack_collections
 from dask.core import flatten
+from dask.utils import parse_bytes
 
 from federated_dask.client import loop
 from federated_dask.client.collector import without_collection
@@ -30,6 +31,7 @@ from federated_dask.client.execution import HomeCluster, execute
 from federated_dask.client.federation import Federation
 from federated_dask.client.future import FederatedFuture, share
 from federated_dask.client.held import HeldValue, held_task
+from federated_dask.client.kept_results import KeptResults
 from federated_dask.client.progress import ProgressBars
 from federated_dask.client.run_record import RunRecord
 from federated_dask.errors import ConfigurationError
@@ -58,6 +60,8 @@ class Computer:
         Seconds that one compute may take, where it has no limit of its own.
     link_costs : mapping of (str, str) to float, optional
         What a byte costs on a link.
+    cache_bytes : int or str, default 0
+        Memory for results that came home, which later plans take from there.
 
     Attributes
     ----------
@@ -73,6 +77,7 @@ class Computer:
         progress: bool = False,
         timeout: float | None = None,
         link_costs: Mapping[tuple[str, str], float] | None = None,
+        cache_bytes: int | str = 0,
     ) -> None:
         self.federation = federation
         self.timeout = timeout
@@ -82,6 +87,7 @@ class Computer:
         self._table = operation_table()
         self._learnt = LearntSizes()
         self._links = LinkCosts(link_costs)
+        self._kept = KeptResults(parse_bytes(cache_bytes))
 
     def get(self, dsk: Any, keys: Any, timeout: float | None = None, **options: Any) -> Any:
         """Compute keys of a graph, and wait for them; see `FederatedClient.get`."""
@@ -167,6 +173,7 @@ class Computer:
                 at=at,
                 learnt=self._learnt,
                 links=self._links,
+                kept=self._kept if self._kept.nbytes > 0 else None,
             )
         )
 
@@ -185,6 +192,7 @@ class Computer:
             timeout=self.timeout if timeout is None else timeout,
             learnt=self._learnt,
             links=self._links,
+            kept=self._kept,
         )
         return results
 

@@ -21,6 +21,7 @@ from federated_dask.client.connection import SiteConnection
 from federated_dask.client.delegations import delegate
 from federated_dask.client.first_error import first_error
 from federated_dask.client.held import HeldValue, Lease
+from federated_dask.client.kept_results import KeptResults
 from federated_dask.client.link_counter import LinkCounter, count_links
 from federated_dask.client.remote_errors import task_error
 from federated_dask.client.results import announced_limit, check_result, decode_result, misbehaved
@@ -73,6 +74,7 @@ async def execute(
     timeout: float | None = None,
     learnt: LearntSizes | None = None,
     links: LinkCosts | None = None,
+    kept: KeptResults | None = None,
 ) -> tuple[dict[Key, Any], RunRecord]:
     """Run a plan.
 
@@ -92,6 +94,8 @@ async def execute(
         Takes note of what results took on links.
     links : LinkCosts, optional
         Takes note of how fast links are.
+    kept : KeptResults, optional
+        Keeps what comes home, for later plans.
 
     Returns
     -------
@@ -108,7 +112,7 @@ async def execute(
     Exception
         What a task raised, where its type is known here.
     """
-    run = _Run(plan, connections, home, report or _NoReport())
+    run = _Run(plan, connections, home, report or _NoReport(), kept)
     started = time.perf_counter()
     # Jobs of a stage fail together once one of them does.  Outside of the limit of time: a
     # task at home may raise a TimeoutError of its own.
@@ -142,12 +146,16 @@ class _Run:
         connections: Mapping[str, SiteConnection],
         home: HomeCluster | None,
         report: ProgressReport,
+        kept: KeptResults | None,
     ) -> None:
+        self.kept = kept
         self.plan = plan
         self.connections = connections
         self.home = home
         self.report = report
-        self.values: dict[int, Any] = {}
+        self.values: dict[int, Any] = {
+            position: found.value(plan.table) for position, found in plan.kept.items()
+        }
         """Results that are at home, by position."""
         self.held: dict[int, tuple[wire.Held, Lease]] = {}
         """Results that a site holds, by position."""
@@ -228,6 +236,9 @@ class _Run:
         value = decode_result(event.value, received, self.plan.table, site, limit)
         if is_stated_exactly(task, self.plan.graph):
             check_result(value, task, site)
+        digest = self.plan.digests[position] if position < len(self.plan.digests) else None
+        if self.kept is not None and digest is not None:
+            self.kept.keep(digest, event.value, received)
         return value
 
     def pulled(self, position: int, site: str) -> wire.Held:
@@ -354,4 +365,4 @@ def _record(run: _Run, counters: Mapping[str, LinkCounter], seconds: float) -> R
     for start, end in sorted({*run.exchanged, *(link for link in predicted if HOME not in link)}):
         exchanged = run.exchanged[start, end]
         links.append(Link(start, end, predicted.get((start, end), 0), exchanged))
-    return RunRecord(links, run.sites, plan.read_bytes(), seconds)
+    return RunRecord(links, run.sites, plan.download_bytes(), seconds, len(plan.kept))

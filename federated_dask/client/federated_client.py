@@ -81,6 +81,9 @@ class FederatedClient:
         by default as slow as earlier runs of this client found it.
     set_as_default : bool, default True
         Be Dask's scheduler at once; else in a ``with`` block or after `as_current` only.
+    cache_bytes : int or str, default "64 MiB"
+        Memory for results that came home: an equal or overlapping query fetches none
+        twice.  0 keeps nothing.
     asynchronous : bool, default False
         For use in coroutines: methods that wait return awaitables.
 
@@ -112,6 +115,7 @@ class FederatedClient:
         project: str | None = None,
         link_costs: Mapping[tuple[str, str], float] | None = None,
         set_as_default: bool = True,
+        cache_bytes: int | str = "64 MiB",
         asynchronous: bool = False,
     ) -> None:
         if isinstance(address, Addressed):
@@ -128,6 +132,7 @@ class FederatedClient:
             progress=wants_bars() if progress is None else progress,
             timeout=compute_timeout,
             link_costs=link_costs,
+            cache_bytes=cache_bytes,
         )
         self._caller = FunctionCaller(self._computer)
         self._set_as_default = set_as_default

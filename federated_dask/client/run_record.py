@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dask.utils import format_bytes, format_time
 
-from federated_dask.planner.explanation import html_table, text_table
+from federated_dask.planner.explanation import html_table, kept_text, text_table
 
 __all__ = ["Link", "RunRecord", "SiteRun"]
 
@@ -47,12 +47,15 @@ class RunRecord:
         Bytes that downloading the inputs instead would have moved.
     seconds : float
         Wall time from planning to the last result.
+    kept_results : int
+        Results of earlier runs that were still at home and were used again.
     """
 
     links: list[Link] = field(default_factory=list)
     sites: dict[str, SiteRun] = field(default_factory=dict)
     download_bytes: int = 0
     seconds: float = 0.0
+    kept_results: int = 0
 
     @property
     def crossed_bytes(self) -> int:
@@ -79,7 +82,8 @@ class RunRecord:
         ]
 
     def _total(self) -> str:
-        return (
+        total = (
             f"{format_bytes(self.crossed_bytes)} crossed in {format_time(self.seconds)}; "
             f"downloading the inputs instead would be {format_bytes(self.download_bytes)}."
         )
+        return f"{total}\n{kept_text(self.kept_results)}".rstrip()

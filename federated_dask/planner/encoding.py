@@ -35,6 +35,7 @@ def encode_graph(
     values: Mapping[int, Any],
     held: Mapping[int, wire.Held],
     table: OperationTable,
+    confirmed: Sequence[int] = (),
 ) -> EncodedGraph:
     """Encode some tasks of a plan for one site.
 
@@ -50,12 +51,14 @@ def encode_graph(
         Results that the site holds, by the position of the task that made them.
     table : OperationTable
         Resolves callables inside constants.
+    confirmed : sequence of int
+        Leaves to name although no task needs them.
 
     Returns
     -------
     EncodedGraph
     """
-    leaves = _leaves_of(graph, tasks)
+    leaves = list(dict.fromkeys((*_leaves_of(graph, tasks), *confirmed)))
     sources = [leaf for leaf in leaves if isinstance(graph.leaves[leaf], SourceReference)]
     own_held = [leaf for leaf in leaves if isinstance(graph.leaves[leaf], HeldReference)]
     references = {*sources, *own_held}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from dask.utils import format_bytes
@@ -11,7 +12,7 @@ from federated_dask.planner.picture import draw_plan
 from federated_dask.planner.plan import Plan
 from federated_dask.planner.sources import HOME
 
-__all__ = ["Explanation", "html_table", "text_table"]
+__all__ = ["Explanation", "html_table", "kept_text", "text_table"]
 
 
 class Explanation:
@@ -41,7 +42,7 @@ class Explanation:
         self.links = plan.predicted_links()
         self.tasks = {place: plan.tasks_at(place) for place in (*plan.sites, HOME)}
         self.read_bytes = {site: plan.read_bytes(site) for site in plan.sites}
-        self.download_bytes = plan.read_bytes()
+        self.download_bytes = plan.download_bytes()
         self.reasons = plan.reasons()
         self.budgets = {
             f"{dataset.site}/{dataset.name}": (size, dataset.egress_limit or 0)
@@ -56,7 +57,8 @@ class Explanation:
             parts += ["", *text_table(BUDGETS, self._budgets())]
         if self.reasons:
             parts += ["", "Not at its data:"]
-            parts += [f"  {count} × {label}: {reason}" for label, reason, count in self.reasons]
+            for label, reason, count in self.reasons:
+                parts += _wrapped(f"{count} × {label}: {reason}")
         return "\n".join(parts)
 
     def _repr_html_(self) -> str:
@@ -73,7 +75,9 @@ class Explanation:
                 for label, reason, count in self.reasons
             )
             body.append(f"<p>Not at its data:</p><ul>{items}</ul>")
-        return f"<div><b>Plan</b>{self.to_svg()}{''.join(body)}</div>"
+        # Wide pictures are scrolled, not cut off or made too small to read.
+        picture = f'<div style="overflow-x:auto">{self.to_svg()}</div>'
+        return f"<div><b>Plan</b>{picture}{''.join(body)}</div>"
 
     def to_svg(self) -> str:
         """Draw sites, links with their bytes, and the condensed graph coloured by place.
@@ -104,13 +108,39 @@ class Explanation:
 
     def _total(self) -> str:
         crossing = sum(self.links.values())
-        return (
+        total = (
             f"{format_bytes(crossing)} cross in all; downloading the inputs instead would be "
             f"{format_bytes(self.download_bytes)}."
         )
+        return f"{total}\n{kept_text(len(self.plan.kept))}".rstrip()
 
 
 BUDGETS = ("dataset with a budget", "would leave", "left of the budget")
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lay out a long line for a terminal of 80 columns."""
+    return textwrap.wrap(
+        text,
+        79,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def kept_text(count: int) -> str:
+    """Say how many results are at home from earlier runs; nothing for none.
+
+    Examples
+    --------
+    >>> kept_text(1)
+    '1 result is at home from earlier runs.'
+    """
+    if not count:
+        return ""
+    return f"{count:,} {'result is' if count == 1 else 'results are'} at home from earlier runs."
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

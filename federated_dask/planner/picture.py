@@ -23,12 +23,15 @@ __all__ = ["draw_plan"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 HOME_COLOUR = "#666666"
+STEP, DROP, LEVEL = 230, 64, 20
+"""Pixels from site to site, from the sites to home, and between two links of sites."""
 BOX, GAP, ROW = 132, 26, 58
 MOST_COLUMNS = 40
-LONGEST_LABEL = 18
+LONGEST_LABEL, LONGEST_NAME = 18, 26
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.small{font-size:11px}.link{fill:none;stroke:#888}"
     ".edge{fill:none;stroke:#bbb}.box{stroke:#fff}.inside{fill:#fff}"
+    ".size{paint-order:stroke;stroke:#fff;stroke-width:7px;stroke-linejoin:round}"
 )
 
 
@@ -87,63 +90,78 @@ def _places(
     tasks: Mapping[str, int],
     read_bytes: Mapping[str, int],
 ) -> tuple[list[str], int, int]:
+    """Draw the sites in a row, and home as a bar below all of them.
+
+    Each site is joined to home by its own two arrows straight down and up; links
+    between sites run above them, each on a level of its own.
+    """
     sites = places[:-1]
-    step = 230
-    width = max(step * len(sites), step) + 40
-    top = 86 if any(HOME not in link for link in links) else 42
-    at = {site: (step * number + step // 2 + 20, top) for number, site in enumerate(sites)}
-    at[HOME] = (width // 2, top + 150)
-    parts = []
-    for (start, end), size in sorted(links.items()):
-        if size:
-            parts.append(_link(at[start], at[end], size, HOME not in (start, end)))
-    for place in places:
-        x, y = at[place]
+    between = [link for link, size in links.items() if size and HOME not in link]
+    width = max(STEP * len(sites), STEP) + 40
+    top = 42 + LEVEL * len(between) + (10 if between else 0)
+    centres = {site: STEP * number + STEP // 2 + 20 for number, site in enumerate(sites)}
+    below = top + 26, top + 26 + DROP
+    parts = _links_between(between, centres, links, top - 26)
+    for site, x in centres.items():
+        for start, end, apart in ((site, HOME, -14), (HOME, site, 14)):
+            if size := links.get((start, end), 0):
+                y1, y2 = below if end == HOME else below[::-1]
+                anchor = "end" if apart < 0 else "start"
+                parts.append(
+                    _arrow(f"M{x + apart} {y1}V{y2}", size)
+                    + _size_label(x + apart * 3 // 2, sum(below) // 2 + 4, size, anchor)
+                )
+    boxes = [(site, x - 88, top - 26, 176) for site, x in centres.items()]
+    for place, x, y, wide in (*boxes, (HOME, 32, below[1], width - 64)):
         detail = f"{tasks.get(place, 0):,} tasks"
         if place != HOME:
             detail += f", reads {format_bytes(read_bytes.get(place, 0))}"
+        middle = x + wide // 2
         parts.append(
-            f'<rect class="box" x="{x - 88}" y="{y - 26}" width="176" height="52" rx="8" '
+            f'<rect class="box" x="{x}" y="{y}" width="{wide}" height="52" rx="8" '
             f'fill="{colours[place]}"/>'
-            f'<text class="inside" x="{x}" y="{y - 4}" text-anchor="middle">'
-            f"{html.escape(place)}</text>"
-            f'<text class="inside small" x="{x}" y="{y + 14}" text-anchor="middle">{detail}</text>'
+            f'<text class="inside" x="{middle}" y="{y + 22}" text-anchor="middle">'
+            f"{html.escape(_shortened(place, LONGEST_NAME))}</text>"
+            f'<text class="inside small" x="{middle}" y="{y + 40}" text-anchor="middle">'
+            f"{detail}</text>"
         )
-    return parts, width, top + 190
+    return parts, width, below[1] + 62
 
 
-def _link(start: tuple[int, int], end: tuple[int, int], size: int, level: bool) -> str:
-    """Draw an arrow, bent so that both directions show; between sites it runs above them."""
-    x1, y1, x2, y2 = (float(each) for each in (*start, *end))
-    # Labels stand where lines are apart: near the site, or in the middle of an arc.
-    label_at = 0.5 if level else 0.28 if y1 < y2 else 0.72
-    if level:
-        y1, y2 = y1 - 26, y2 - 26
-        cx, cy = (x1 + x2) / 2, y1 - (46 if x1 < x2 else 80)
-    else:
-        y1, y2 = (y1 + 26, y2 - 26) if y1 < y2 else (y1 - 26, y2 + 26)
-        apart = 24 if y1 < y2 else -24
-        x1, x2 = x1 + apart, x2 + apart
-        cx, cy = (x1 + x2) / 2 + 2 * apart, (y1 + y2) / 2
-    tx, ty = _on_curve((x1, y1), (cx, cy), (x2, y2), label_at)
-    anchor, shift = ("middle", 0) if level else ("start", 6) if cx > (x1 + x2) / 2 else ("end", -6)
+def _links_between(
+    between: list[tuple[str, str]],
+    centres: Mapping[str, int],
+    links: Mapping[tuple[str, str], int],
+    edge: int,
+) -> list[str]:
+    """Draw links between sites, the shortest lowest, with ends apart from one another."""
+    ends: dict[str, list[tuple[int, tuple[str, str]]]] = {site: [] for site in centres}
+    for link in between:
+        for site, other in (link, link[::-1]):
+            ends[site].append((centres[other], link))
+    at: dict[tuple[str, tuple[str, str]], int] = {}
+    for site, found in ends.items():
+        for number, (_, link) in enumerate(sorted(found), start=1):
+            at[site, link] = centres[site] - 80 + 160 * number // (len(found) + 1)
+    ordered = sorted(between, key=lambda link: (abs(at[link[0], link] - at[link[1], link]), link))
+    arrows, labels = [], []
+    for level, link in enumerate(ordered, start=1):
+        x1, x2 = (at[site, link] for site in link)
+        y = edge - 6 - LEVEL * level
+        arrows.append(_arrow(f"M{x1} {edge}V{y}H{x2}V{edge}", links[link]))
+        labels.append(_size_label((x1 + x2) // 2, y + 4, links[link], "middle"))
+    return arrows + labels
+
+
+def _arrow(path: str, size: int) -> str:
     weight = 1 + math.log10(max(size, 1)) / 2
-    return (
-        f'<path class="link" d="M{x1:.0f} {y1:.0f} Q{cx:.0f} {cy:.0f} {x2:.0f} {y2:.0f}" '
-        f'stroke-width="{weight:.1f}" marker-end="url(#arrow)"/>'
-        f'<text class="small" x="{tx + shift:.0f}" y="{ty - 5 * level:.0f}" '
-        f'text-anchor="{anchor}">{format_bytes(size)}</text>'
-    )
+    return f'<path class="link" d="{path}" stroke-width="{weight:.1f}" marker-end="url(#arrow)"/>'
 
 
-def _on_curve(
-    start: tuple[float, float], control: tuple[float, float], end: tuple[float, float], t: float
-) -> tuple[float, float]:
-    """Give a point of a quadratic Bézier curve."""
-    a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
+def _size_label(x: int, y: int, size: int, anchor: str) -> str:
     return (
-        a * start[0] + b * control[0] + c * end[0],
-        a * start[1] + b * control[1] + c * end[1],
+        f'<text class="small size" x="{x}" y="{y}" text-anchor="{anchor}">'
+        f"{format_bytes(size)}</text>"
     )
 
 
@@ -177,9 +195,7 @@ def _graph(
     parts = [_edge(at[start], at[end]) for start, end in edges]
     for group in sorted(groups, key=lambda each: (rows[each.place], each.level)):
         x, box_top = at[group]
-        short = group.label
-        if len(short) > LONGEST_LABEL:
-            short = short[: LONGEST_LABEL - 1] + "…"
+        short = _shortened(group.label, LONGEST_LABEL)
         parts.append(
             f"<g><title>{counts[group]} × {html.escape(group.label)} at "
             f"{html.escape(group.place)}</title>"
@@ -187,9 +203,14 @@ def _graph(
             f'fill="{colours[group.place]}"/><text class="inside small" x="{x + BOX / 2}" '
             f'y="{box_top + 15}" text-anchor="middle">{html.escape(short)}</text>'
             f'<text class="inside small" x="{x + BOX / 2}" y="{box_top + 29}" '
-            f'text-anchor="middle">{counts[group]:,} at {html.escape(group.place)}</text></g>'
+            f'text-anchor="middle">{counts[group]:,} at '
+            f"{html.escape(_shortened(group.place, LONGEST_LABEL - 5))}</text></g>"
         )
     return parts, 40 + len(columns) * (BOX + GAP), y - top + 10
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _edge(start: tuple[int, int], end: tuple[int, int]) -> str:
@@ -203,11 +224,13 @@ def _condensed(
 ) -> tuple[list[_Group], Counter[_Group], list[tuple[_Group, _Group]]]:
     """Group tasks by place and layer; the level of a group is that of its deepest task."""
     graph, places = plan.graph, plan.placement.places
+    # What is at home from an earlier run is not made again.
+    runs = {p for stage in plan.jobs for job in stage for p in job.tasks}.union(*plan.home)
     key: list[tuple[str, str, str] | None] = []
     levels: dict[tuple[str, str, str], int] = {}
     for position, task in enumerate(graph.tasks):
         place = places[position]
-        if place is None or task.finalise:
+        if place is None or task.finalise or position not in runs:
             key.append(None)
             continue
         mine = (place, _layer(task.key), task.label)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Mapping
 from dataclasses import dataclass
 
 from federated_dask.planner.graph import PlanGraph
@@ -50,6 +50,7 @@ def place(
     hold: bool = False,
     at: str | None = None,
     links: LinkCosts | None = None,
+    kept: Container[int] = (),
 ) -> Placement:
     """Place every task.
 
@@ -69,12 +70,14 @@ def place(
         A site where requested results are needed, in place of home.
     links : LinkCosts, optional
         What a byte costs on each link.
+    kept : container of int
+        Tasks whose results are at home from an earlier run.
 
     Returns
     -------
     Placement
     """
-    return _Placer(graph, sizes, facts, prefer, hold, at, links or LinkCosts()).run()
+    return _Placer(graph, sizes, facts, prefer, hold, at, links or LinkCosts(), kept).run()
 
 
 class _Placer:
@@ -87,8 +90,10 @@ class _Placer:
         hold: bool,
         at: str | None,
         links: LinkCosts,
+        kept: Container[int],
     ) -> None:
         self.graph = graph
+        self.kept = kept
         self.sizes = sizes
         self.facts = facts
         self.available = Availability(facts)
@@ -215,10 +220,12 @@ class _Placer:
             ends = needed_at.get(position, set())
             if position in self.needed:
                 ends.add(self.needed[position])
+            # What is at home is taken from there, whoever makes it.
+            kept = position in self.kept
             values.append(
                 Value(
-                    producer=item.get(position),
-                    place=None if position in item else place,
+                    producer=None if kept else item.get(position),
+                    place=HOME if kept else None if position in item else place,
                     size=self.weights[position],
                     consumers=tuple(dict.fromkeys(consumers.get(position, ()))),
                     needed_at=frozenset(ends),
@@ -308,7 +315,8 @@ class _Placer:
                 return site
             self.reasons[position] = CHEAPER
         elif sites:
-            self.reasons[position] = f"it needs data of {' and '.join(sorted(sites))} together"
+            *names, last = sorted(sites)
+            self.reasons[position] = f"it needs data of {', '.join(names)} and {last} together"
         return HOME
 
     def explain_home(self, position: int) -> None:

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 from federated_dask.errors import NotPermitted, Reason, RequestRefused
+from federated_dask.planner.digests import task_digests
 from federated_dask.planner.encoding import encode_graph
 from federated_dask.planner.graph import Key, PlanGraph, PlanTask, lower
 from federated_dask.planner.learning import LearntSizes
@@ -26,20 +27,27 @@ from federated_dask.planner.placement import CHEAPER, Placement, exchange, place
 from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
 from federated_dask.planner.sizes import brought_bytes, estimate_sizes, framed, read_bytes
-from federated_dask.planner.sources import HOME, SiteFacts
+from federated_dask.planner.sources import HOME, HeldReference, SiteFacts, SourceReference
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.graph import Reference, Template
 from federated_dask.protocol.messages import JobSubmission, Output
 from federated_dask.protocol.operations import OperationTable
 
-__all__ = ["Job", "Plan", "make_plan"]
+__all__ = ["Job", "KeptAtHome", "Plan", "make_plan"]
 
 
 EVENT_BYTES = 195
 """What a job's events take beside its results."""
 DELEGATION_REQUEST_BYTES, DELEGATION_REPLY_BYTES, DELEGATION_BYTES = 40, 577, 325
 """What a delegation takes: asked for, given, and handed on with the job of its receiver."""
+
+
+class KeptAtHome(Protocol):
+    """Results that crossed before and are still at home."""
+
+    def get(self, digest: bytes, /) -> object | None:
+        """Give what is kept under the digest of a task, or None."""
 
 
 @dataclass
@@ -59,6 +67,9 @@ class Job:
     """Tasks of earlier stages whose results the site holds."""
     pulled: dict[int, str] = field(default_factory=dict)
     """Tasks of earlier stages whose results it fetches, with the site that holds them."""
+    confirmed: list[int] = field(default_factory=list)
+    """Leaves of which results that are at home were made: the site is asked whether they are as
+    they were, and whether the user may still have them."""
 
     @property
     def outputs(self) -> list[int]:
@@ -94,6 +105,10 @@ class Plan:
     """Estimated bytes of every task's result before compression, as sites count them."""
     estimates: list[int] = field(default_factory=list)
     """What `sizes` were before those that earlier runs taught took their place."""
+    kept: dict[int, Any] = field(default_factory=dict, repr=False)
+    """Results that are at home from an earlier run and are used, by position."""
+    digests: list[bytes | None] = field(default_factory=list, repr=False)
+    """Of what tasks make, where results are kept at home; else empty."""
     _links: dict[tuple[str, str], int] | None = field(default=None, repr=False)
 
     @property
@@ -107,14 +122,15 @@ class Plan:
             return sum(not self.graph.tasks[p].finalise for stage in self.home for p in stage)
         return sum(len(job.tasks) for stage in self.jobs for job in stage if job.site == place_)
 
-    def read_bytes(self, site: str | None = None) -> int:
-        """Bytes, decoded, that are read from storage: at one site, or in all."""
-        jobs = [job for stage in self.jobs for job in stage if site in (None, job.site)]
+    def read_bytes(self, site: str) -> int:
+        """Bytes, decoded, that are read from storage at one site."""
+        jobs = [job for stage in self.jobs for job in stage if job.site == site]
         there = sum(read_bytes(self.graph.tasks[p], self.graph) for job in jobs for p in job.tasks)
-        read_from_home = self.read_from_home()
-        return there + sum(
-            size for place_, size in read_from_home.items() if site in (None, place_)
-        )
+        return there + self.read_from_home().get(site, 0)
+
+    def download_bytes(self) -> int:
+        """Bytes, decoded, of all stored data that the expression needs."""
+        return sum(read_bytes(task, self.graph) for task in self.graph.tasks)
 
     def read_from_home(self) -> dict[str, int]:
         """Bytes, decoded, of stored variables that tasks at home read from each site."""
@@ -171,7 +187,7 @@ class Plan:
         self, job: Job, values: Mapping[int, Any], held: Mapping[int, wire.Held]
     ) -> tuple[JobSubmission, list[Any]]:
         """Encode a job; `values` and `held` stand for what earlier stages made."""
-        encoded = encode_graph(self.graph, job.tasks, values, held, self.table)
+        encoded = encode_graph(self.graph, job.tasks, values, held, self.table, job.confirmed)
         released, kept = set(job.released), set(job.held)
         outputs = tuple(
             Output(task=encoded.numbers[p], release=p in released, hold=p in kept)
@@ -211,6 +227,7 @@ def make_plan(
     prefer: str | None = None,
     learnt: LearntSizes | None = None,
     links: LinkCosts | None = None,
+    kept: KeptAtHome | None = None,
 ) -> Plan:
     """Plan a compute.
 
@@ -235,6 +252,9 @@ def make_plan(
         What results took in earlier runs.
     links : LinkCosts, optional
         What a byte costs on each link.
+    kept : KeptAtHome, optional
+        Results of earlier runs that are at home: what would bring one home does not run,
+        and its sites are asked whether what it was made of is still so.
 
     Returns
     -------
@@ -254,7 +274,16 @@ def make_plan(
     sizes = list(estimates) if learnt is None else learnt.applied(graph, estimates)
     _count_released_whole(graph, sizes, plain)
     hold = hold or at is not None
-    placement = place(graph, sizes, facts, prefer=prefer, hold=hold, at=at, links=links)
+    # What is to be held at a site has to be made there.
+    digests = [] if kept is None or hold else task_digests(graph, table)
+    at_home = {
+        position: found
+        for position, digest in enumerate(digests)
+        if kept is not None and digest is not None and (found := kept.get(digest)) is not None
+    }
+    placement = place(
+        graph, sizes, facts, prefer=prefer, hold=hold, at=at, links=links, kept=at_home
+    )
     if at is not None:
         _bring(graph, placement, (sizes, plain, estimates), at)
     stages = 1 + max(placement.stages, default=0)
@@ -270,8 +299,11 @@ def make_plan(
         at,
         plain_sizes=plain,
         estimates=estimates,
+        kept=at_home,
+        digests=digests,
     )
     _assign(plan)
+    _confirm(plan)
     _check_egress(plan)
     return plan
 
@@ -331,7 +363,11 @@ def _assign(plan: Plan) -> None:
     places, stages = plan.placement.places, plan.placement.stages
     shares: dict[tuple[int, str], Job] = {}
     wanted = set(plan.graph.outputs.values())
+    wanted -= plan.kept.keys()
+    needed = _needed(plan, wanted)
     for position, place_ in enumerate(places):
+        if position not in needed:
+            continue
         if place_ is None and position in wanted:
             place_ = plan.at or HOME
         if place_ is not None:
@@ -358,6 +394,59 @@ def _assign(plan: Plan) -> None:
             plan.jobs[stage].append(share)
 
 
+def _needed(plan: Plan, wanted: set[int]) -> set[int]:
+    """Tasks that have to run, given what is at home; of that, only what is used stays."""
+    places = plan.placement.places
+    used = {p for p in plan.graph.outputs.values() if p not in wanted}
+    needed = set(wanted)
+    stack = list(wanted)
+    while stack:
+        position = stack.pop()
+        for below in plan.graph.tasks[position].dependencies:
+            if _is_at_hand(plan, below, places[position]):
+                used.add(below)
+            elif below not in needed:
+                needed.add(below)
+                stack.append(below)
+    plan.kept = {position: found for position, found in plan.kept.items() if position in used}
+    return needed
+
+
+def _confirm(plan: Plan) -> None:
+    """Ask sites about what the results that are at home were made of."""
+    graph = plan.graph
+    seen = set(plan.kept)
+    stack = list(plan.kept)
+    leaves: dict[tuple[str, ...], tuple[str, int]] = {}
+    while stack:
+        task = graph.tasks[stack.pop()]
+        new = [below for below in task.dependencies if below not in seen]
+        seen.update(new)
+        stack.extend(new)
+        for reference in () if task.program is None else task.program.references:
+            leaf = graph.leaves[-1 - reference] if reference < 0 else None
+            # One variable of a dataset stands for all.
+            if isinstance(leaf, SourceReference):
+                same: tuple[str, ...] = (leaf.site, leaf.dataset, leaf.version)
+            elif isinstance(leaf, HeldReference):
+                same = (leaf.site, leaf.lease, str(leaf.output), "held")
+            else:
+                continue
+            leaves.setdefault(same, (leaf.site, -1 - reference))
+    jobs = {job.site: job for job in plan.jobs[0]}
+    for site, position in sorted(leaves.values()):
+        if site not in jobs:
+            jobs[site] = Job(site, 0)
+            plan.jobs[0].append(jobs[site])
+        jobs[site].confirmed.append(position)
+
+
+def _is_at_hand(plan: Plan, position: int, user: str | None) -> bool:
+    """Whether the user of a result takes it from home, where it is, or has it made anew."""
+    # Where it would be made, it need not be brought.
+    return position in plan.kept and (user == HOME or user != plan.placement.places[position])
+
+
 def _with_free(plan: Plan, tasks: list[int]) -> list[int]:
     """Add the tasks that run anywhere and that these need."""
     needed = set(tasks)
@@ -374,6 +463,10 @@ def _connect(plan: Plan, share: Job, makers: Mapping[tuple[int, str], Job], own:
     """Note what a share needs from other shares, here and there."""
     needed = {below for p in share.tasks for below in plan.graph.tasks[p].dependencies} - own
     for below in sorted(needed):
+        if _is_at_hand(plan, below, share.site):
+            if share.site != HOME:
+                share.values.append(below)
+            continue
         place_ = plan.placement.places[below]
         assert place_ is not None  # noqa: S101
         maker = makers[below, place_]

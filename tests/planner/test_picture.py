@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from xml.etree import ElementTree
 
 import dask.array as da
@@ -50,6 +51,39 @@ def test_every_place_and_link_is_drawn(sites: tuple[str, ...]) -> None:
     drawn = len(root.findall(f"{SVG}path[@class='link']"))
     assert drawn == sum(size > 0 for size in plan.links.values())
     assert sum(text.startswith("4 at ") for text in texts) >= len(sites)
+
+
+def boxes_of_sizes(root: ElementTree.Element) -> list[tuple[int, int, int, int]]:
+    """Where labels of links are, roughly: characters are six pixels wide and twelve high."""
+    found = []
+    for text in root.findall(f"{SVG}text[@class='small size']"):
+        x, y, wide = int(text.attrib["x"]), int(text.attrib["y"]), 6 * len(text.text or "")
+        left = x - {"start": 0, "middle": wide // 2, "end": wide}[text.attrib["text-anchor"]]
+        found.append((left, y - 12, left + wide, y))
+    return found
+
+
+@pytest.mark.parametrize("sites", [("north", "south"), ("a", "b", "c", "d", "e")])
+def test_no_size_is_written_over_another(sites: tuple[str, ...]) -> None:
+    plan = explained(*sites)
+    everything = {(one, other): 10**6 for one in (*sites, "home") for other in (*sites, "home")}
+    plan.links = {link: size for link, size in everything.items() if link[0] != link[1]}
+    boxes = boxes_of_sizes(ElementTree.fromstring(plan.to_svg()))  # noqa: S314
+    assert len(boxes) == len(plan.links)
+    for one, other in itertools.combinations(boxes, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+
+
+def test_long_names_stay_in_their_boxes() -> None:
+    root = ElementTree.fromstring(explained("institute-" * 6).to_svg())  # noqa: S314
+    assert all(len(text.text or "") <= 32 for text in root.iter(f"{SVG}text"))
+
+
+def test_reasons_fit_a_terminal() -> None:
+    text = repr(explained("north-" * 4, "south-" * 4, "ocean-" * 4))
+    assert "together" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_names_are_escaped() -> None:

@@ -35,7 +35,8 @@ def federation() -> Iterator[LocalFederation]:
 
 @pytest.fixture
 def fed(federation: LocalFederation) -> Iterator[FederatedClient]:
-    with FederatedClient(federation) as client:
+    # What is kept here is not what is kept at home.
+    with FederatedClient(federation, cache_bytes=0) as client:
         yield client
 
 
