@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "by_default",
     "elementwise",
+    "sparse",
 ]
 
 Rule: TypeAlias = Callable[[Arguments], int]
@@ -60,6 +61,32 @@ def elementwise(given: Arguments) -> int:
             # Dates and numbers, say; the result is one of them.
             item = max(item, 16)
     return max(math.prod(shape) * item, given.nbytes)
+
+
+def sparse(name: str, given: Arguments) -> int:
+    """Bound what is given sparse arrays in coordinates: as if all elements were stored.
+
+    Each then has its value and a coordinate for every axis of the result, which are no more
+    than those of the arguments and one for each thing that is named.
+    """
+    axes = max([given.sparse_axes, *map(len, given.shapes)]) + given.parts
+    if name in SLICING:
+        index = given.args[1] if len(given.args) > 1 else None
+        parts = index if type(index) is tuple else (index,)
+        if not all(isinstance(part, int | slice) or part is Ellipsis for part in parts):
+            return UNBOUNDED
+    elif name in RULES and name not in names.FORWARDING:
+        return UNBOUNDED
+    elements = given.elements
+    if name in ELEMENTWISE:
+        shapes = [shape for shape in given.shapes if shape]
+        elements = max(elements, math.prod(np.broadcast_shapes(*shapes)))
+    return elements * (max(16, given.largest_item) + 8 * axes)
+
+
+def _stored(given: Arguments) -> int:
+    """Bound what makes a sparse array of a dense one."""
+    return given.nbytes + 8 * given.elements * max(map(len, given.shapes))
 
 
 def divided(given: Arguments) -> int:
@@ -477,6 +504,11 @@ ELEMENTWISE = (
 )
 """Operations whose arguments are broadcast together."""
 
+SLICING = frozenset(
+    f"dask.array.{name}" for name in ("chunk.getitem", "core.getter", "core.getter_nofancy")
+) | {"dask.array.core.getter_inline", "operator.getitem"}
+"""Operations that read by slices; sparse arrays by nothing else."""
+
 RULES: dict[str, Rule] = {
     **{f"{module}.fft.{name}": _fft for module in ("numpy", "scipy") for name in FFTS},
     **dict.fromkeys((f"numpy.{name}.outer" for name in names.UFUNCS.split()), _outer),
@@ -546,5 +578,6 @@ RULES: dict[str, Rule] = {
     "operator.matmul": _matmul,
     "operator.truediv": divided,
     "scipy.linalg.lu": _permuted,
+    "sparse.COO": _stored,
 }
 """Operations that can make more of their arguments than these are."""

@@ -36,6 +36,7 @@ from federated_dask.protocol.bound_rules import (
     VIEWS,
     by_default,
     elementwise,
+    sparse,
 )
 from federated_dask.protocol.call_arguments import (
     UNBOUNDED,
@@ -135,6 +136,8 @@ def most_bytes(
         growing = given.objects and grows_objects(name)
         if growing and not all(map(are_harmless, given.objects)):
             raise objects_refused()
+        if given.sparse_axes:
+            return max(0, sparse(name, given))
         if name in VIEWS and dtype is None and args and isinstance(args[0], np.ndarray):
             return 0
         rule = RULES.get(name) or (elementwise if name in ELEMENTWISE else by_default)

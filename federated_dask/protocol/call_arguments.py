@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,7 +111,10 @@ class Arguments:
         """Bytes of one element of each of the texts together, as adding them gives."""
         self.objects: list[Any] = []
         """Arrays of objects, and integers that numpy would make such of."""
-        self._parts = 0
+        self.sparse_axes = 0
+        """Most axes of a sparse array in coordinates among them; 0 without such."""
+        self.parts = 0
+        """Numbers, texts, arrays and sequences in them, one by one."""
         for argument in args:
             self._measure(argument)
         for argument in kwargs.values():
@@ -148,8 +152,8 @@ class Arguments:
         stack = [first]
         while stack:
             part = stack.pop()
-            self._parts += 1
-            if self._parts > MOST_PARTS:
+            self.parts += 1
+            if self.parts > MOST_PARTS:
                 self.nbytes = self.elements = UNBOUNDED
                 return
             kind = type(part)
@@ -195,6 +199,14 @@ class Arguments:
         arrays = getattr(part, "arrays", None)
         if type(arrays) is tuple:
             stack.extend(arrays)
+        elif hasattr(part, "coords") and hasattr(part, "nnz"):
+            # Operations may write it out.
+            size = math.prod(part.shape)
+            self.sparse_axes = max(self.sparse_axes, 1, part.ndim)
+            self.nbytes += size * part.dtype.itemsize
+            self.elements += size
+            self.largest_item = max(self.largest_item, part.dtype.itemsize)
+            self.dtypes.add(part.dtype)
         elif hasattr(part, "indptr"):
             # A sparse array: summed up, it is as long as its axes.
             self.nbytes += 2 * part.data.nbytes + 8 * sum(part.shape)

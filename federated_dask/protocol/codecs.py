@@ -20,6 +20,8 @@ __all__ = ["from_fields", "to_fields"]
 
 
 LARGEST_POOL = 64
+MOST_DIMENSIONS = 32
+"""Axes of a sparse array; the package `sparse` itself has no bound."""
 
 
 class Codec(msgspec.Struct, frozen=True):
@@ -66,7 +68,8 @@ def from_fields(name: str, fields: dict[str, Any]) -> Any:
 
 @functools.cache
 def _by_name() -> dict[str, Codec]:
-    return {codec.name: codec for codec in [*_pandas(), *_numpy(), *_scipy(), *_flox()]}
+    found = [*_pandas(), *_numpy(), *_scipy(), *_flox(), *_pydata_sparse()]
+    return {codec.name: codec for codec in found}
 
 
 @functools.cache
@@ -230,6 +233,52 @@ def _compressed(name: str, cls: type) -> Codec:
         return instance
 
     return Codec(name, cls, take, make)
+
+
+def _pydata_sparse() -> list[Codec]:
+    """Make the codec of `sparse.COO`, where that package is installed."""
+    import numpy as np
+
+    from federated_dask.protocol.wrappers import pydata_sparse
+
+    sparse = pydata_sparse()
+    if sparse is None:
+        return []
+
+    def take(instance: Any) -> dict[str, object]:
+        fill_value = np.asarray(instance.fill_value, dtype=instance.dtype)[()]
+        parts = {"coords": np.asarray(instance.coords), "data": np.asarray(instance.data)}
+        return {**parts, "shape": tuple(map(int, instance.shape)), "fill_value": fill_value}
+
+    def make(fields: dict[str, Any]) -> Any:
+        coords, data, shape = fields["coords"], fields["data"], fields["shape"]
+        for part, ndim, kinds in ((coords, 2, "iu"), (data, 1, "biufc")):
+            if type(part) is not np.ndarray or part.ndim != ndim or part.dtype.kind not in kinds:
+                raise ValueError("a part of a sparse array holds something else")
+            if not part.flags.c_contiguous and not part.flags.f_contiguous:
+                raise ValueError("a part of a sparse array repeats itself")
+        if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
+            raise ValueError("no shape of a sparse array")
+        if not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("no shape of a sparse array")
+        if coords.shape != (len(shape), len(data)):
+            raise ValueError("coordinates do not fit shape and data")
+        fill_value = fields["fill_value"]
+        if not isinstance(fill_value, np.generic) or fill_value.dtype != data.dtype:
+            raise ValueError("the value of what is not stored has another type")
+        # Compiled code trusts the coordinates: each in range, in order, and once.
+        if not shape and len(data) > 1:
+            raise ValueError("a single number with several values")
+        if shape and len(data):
+            # Raises where one is out of range, or the shape has more than 2**63 elements.
+            flat = np.ravel_multi_index(tuple(coords.astype(np.int64)), shape)
+            if (np.diff(flat) <= 0).any():
+                raise ValueError("coordinates out of order")
+        return sparse.COO(
+            coords, data, shape=shape, has_duplicates=False, sorted=True, fill_value=fill_value
+        )
+
+    return [Codec("sparse.COO", sparse.COO, take, make)]
 
 
 def _flox() -> list[Codec]:

@@ -172,6 +172,12 @@ def operation_table() -> OperationTable:
                 if full in wrappers.STANDING_IN:
                     originals[full] = function
     operations.update(_special())
+    if (sparse := wrappers.pydata_sparse()) is not None:
+        originals |= {"sparse.COO": sparse.COO, "sparse.COO.todense": sparse.COO.todense}
+        operations |= {
+            "sparse.COO": wrappers.coo_array,
+            "sparse.COO.todense": wrappers.dense_array,
+        }
     for function in operations.values():
         # Signatures of compiled functions are parsed: now, and not while a message is checked.
         dtype_place(function)

@@ -11,6 +11,8 @@ operation table calls under their names; it looks at the arguments first.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,9 +23,12 @@ __all__ = [
     "STANDING_IN",
     "along_axis",
     "attribute",
+    "coo_array",
+    "dense_array",
     "elementwise_where",
     "identity",
     "masked_array",
+    "pydata_sparse",
     "random_values",
     "slice_of",
     "sparse_array",
@@ -254,6 +259,60 @@ def sparse_array(kind: str, array: Any) -> Any:
     if not isinstance(array, np.ndarray) and not sparse.issparse(array):
         raise TypeError("a sparse array is made of an array")
     return vars(sparse)[kind](array)
+
+
+@functools.cache
+def pydata_sparse() -> Any:
+    """Give the package `sparse`, or None where it is not installed."""
+    try:
+        found = importlib.import_module("sparse")
+    except ImportError:
+        return None
+    # A folder of that name is a module, too.
+    return found if hasattr(found, "COO") else None
+
+
+def coo_array(array: Any) -> Any:
+    """Make a sparse array in coordinates of a dense one; stands for the class `sparse.COO`.
+
+    Parameters
+    ----------
+    array : ndarray
+        Never the parts of a sparse array: compiled code would trust the coordinates.
+
+    Returns
+    -------
+    sparse.COO
+
+    Raises
+    ------
+    TypeError
+        If `array` is something else.
+    """
+    if type(array) is not np.ndarray or array.dtype.kind not in "biufc":
+        raise TypeError("a sparse array is made of an array of numbers")
+    return pydata_sparse().COO.from_numpy(array)
+
+
+def dense_array(array: Any) -> np.ndarray:
+    """Write out a sparse array; stands for `sparse.COO.todense`.
+
+    Parameters
+    ----------
+    array : sparse.COO
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    TypeError
+        If `array` is something else.
+    """
+    if type(array) is not pydata_sparse().COO:
+        raise TypeError("no sparse array")
+    return np.asarray(array.todense())
 
 
 def along_axis(

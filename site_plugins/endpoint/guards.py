@@ -69,6 +69,10 @@ class Guard:
         result = self.function(*args, **kwargs)
         if isinstance(result, np.ndarray):
             meter.watch(result)
+        elif hasattr(result, "nnz") and hasattr(result, "coords"):
+            # A sparse array of the package `sparse`.
+            meter.watch(result.data)
+            meter.watch(result.coords)
         return result
 
     def __reduce__(self) -> tuple[Any, ...]:
