@@ -118,10 +118,11 @@ class _Lease:
     """Whatever it is used for, it does not last longer."""
     nbytes: int
 
-    def renew(self) -> float:
-        """Begin its time anew; tell how long it lasts now."""
+    def renew(self, seconds: float | None = None) -> float:
+        """Begin its time anew, or a shorter one; tell how long it lasts now."""
         now = time.monotonic()
-        self.end = min(now + self.seconds, self.last_end)
+        seconds = self.seconds if seconds is None else min(self.seconds, seconds)
+        self.end = min(now + seconds, self.last_end)
         return max(0.0, self.end - now)
 
 
@@ -286,7 +287,11 @@ class SitePlugin(SchedulerPlugin):
     # Leases
 
     def federated_hold(
-        self, lease: str, owner: str, outputs: dict[int, LeasedOutput], seconds: float | None = None
+        self,
+        lease: str,
+        owner: str,
+        outputs: dict[int, LeasedOutput],
+        first_seconds: float | None = None,
     ) -> Any:
         """Keep results until the lease is released or was not used for a time.
 
@@ -298,8 +303,9 @@ class SitePlugin(SchedulerPlugin):
             Who alone may use it.
         outputs : dict of int to LeasedOutput
             Position of the output in its job, and what it is.
-        seconds : float, optional
-            Time without use after which it ends; at most that of the site.
+        first_seconds : float, optional
+            Time after which it ends if it is never used nor renewed; at most that of
+            every later use.
 
         Returns
         -------
@@ -317,18 +323,17 @@ class SitePlugin(SchedulerPlugin):
         nbytes = sum(scheduler.tasks[key].get_nbytes() for key in set(keys))
         if (refusal := self._refusal(owner, nbytes)) is not None:
             return ToPickle(refusal)
-        seconds = min(self.lease_seconds, self.lease_seconds if seconds is None else seconds)
         scheduler.client_desires_keys(keys, _holder(lease))
         now = time.monotonic()
         self._leases[lease] = _Lease(
             owner=owner,
             outputs=outputs,
-            seconds=seconds,
+            seconds=self.lease_seconds,
             end=now,
             last_end=now + self.longest_lease_seconds,
             nbytes=nbytes,
         )
-        return self._leases[lease].renew()
+        return self._leases[lease].renew(first_seconds)
 
     def _refusal(self, owner: str, nbytes: int) -> RequestRefused | None:
         """Tell why an owner may not hold so much more, or None."""

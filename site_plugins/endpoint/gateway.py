@@ -170,8 +170,14 @@ class Gateway:
                 finally:
                     future.release()
 
-    async def hold(self, lease: str, owner: str, outputs: dict[int, LeasedOutput]) -> float:
-        """Keep results under a new lease; tell the seconds that it lasts.
+    async def hold(
+        self,
+        lease: str,
+        owner: str,
+        outputs: dict[int, LeasedOutput],
+        first_seconds: float | None = None,
+    ) -> float:
+        """Keep results under a new lease; tell the seconds that it lasts if nobody uses it.
 
         Raises
         ------
@@ -179,7 +185,11 @@ class Gateway:
             If that is more than the owner may hold.
         """
         reply = await self._ask(
-            "federated_hold", lease=lease, owner=owner, outputs=ToPickle(outputs)
+            "federated_hold",
+            lease=lease,
+            owner=owner,
+            outputs=ToPickle(outputs),
+            first_seconds=first_seconds,
         )
         if isinstance(reply, FederatedError):
             reply.site = self.site

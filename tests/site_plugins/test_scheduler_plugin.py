@@ -128,10 +128,23 @@ async def test_a_lease_that_is_not_used_ends(client: Client) -> None:
     future = client.submit(int, "5", key="five")
     await future
     held = {0: output("five")}
-    await ask(client, "federated_hold", lease="l", owner="ada", outputs=held, seconds=0.2)
+    hold = {"lease": "l", "owner": "ada", "outputs": held, "first_seconds": 0.2}
+    assert await ask(client, "federated_hold", **hold) == pytest.approx(0.2)
     future.release()
     await until(lambda: not tasks(client))
     assert await ask(client, "federated_held", lease="l", owner="ada") is None
+
+
+async def test_a_lease_that_is_used_lasts(client: Client) -> None:
+    held = {0: output("five")}
+    future = client.submit(int, "5", key="five")
+    await future
+    hold = {"lease": "l", "owner": "ada", "outputs": held, "first_seconds": 5.0}
+    await ask(client, "federated_hold", **hold)
+    lease = plugin_of(client)._leases["l"]
+    assert lease.end < time.monotonic() + 10
+    await ask(client, "federated_held", lease="l", owner="ada")
+    assert lease.end > time.monotonic() + 60
 
 
 async def hold(client: Client, lease: str, key: str, owner: str = "ada") -> Any:
