@@ -29,7 +29,7 @@ from benchmarks.simulated import (
 )
 from federated_dask.planner.origins import origins
 from federated_dask.planner.plan import Plan
-from federated_dask.planner.sizes import read_bytes
+from federated_dask.planner.sizes import all_brought_bytes, read_bytes
 from federated_dask.planner.sources import HOME
 from tests.battery.expressions import Expression
 from tests.planner.federation import true_values
@@ -89,8 +89,9 @@ def compared(name: str, expression: Expression, simulation: Simulation) -> dict[
     }
     result = {}
     for kind, sizes in kinds.items():
-        reads = [read_bytes(task, plan.graph) for task in plan.graph.tasks]
+        reads = all_brought_bytes(plan.graph)
         if kind == "true":
+            reads = [read_bytes(task, plan.graph) for task in plan.graph.tasks]
             # What is read shrinks as what is made of it does.
             reads = [
                 int(read * min(1.0, small / max(1, large)))
