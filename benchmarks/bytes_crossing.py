@@ -20,7 +20,7 @@ def run() -> list[Result]:
         }
         for each in DATASETS
     }
-    with LocalFederation(sites) as federation, FederatedClient(federation) as fed:
+    with LocalFederation(sites) as federation, FederatedClient(federation, cache_bytes=0) as fed:
         a1b, e1, sst = (each.qualified_name for each in DATASETS)
         opened = (
             fed.open_dataset(a1b, chunks={"time": 24}),

@@ -60,7 +60,7 @@ def run() -> list[Result]:
                 processes=True,
             ) as federation,
             native(federation) as client,
-            FederatedClient(federation) as fed,
+            FederatedClient(federation, cache_bytes=0) as fed,
         ):
             there = fed.open_dataset("one/air", chunks={}).air
             here = xr.open_zarr(path, chunks={}).air

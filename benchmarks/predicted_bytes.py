@@ -33,7 +33,11 @@ def run(every: int = 1) -> list[Result]:
     names = chosen(every)
     sites = {site: {"datasets": {"data": dataset(number)}} for number, site in enumerate(SITES)}
     results = []
-    with quiet(), LocalFederation(sites) as federation, FederatedClient(federation) as fed:
+    with (
+        quiet(),
+        LocalFederation(sites) as federation,
+        FederatedClient(federation, cache_bytes=0) as fed,
+    ):
         pieces = [fed.open_dataset(f"{site}/data", chunks={}) for site in SITES]
         joined = xr.concat(pieces, "time")
         for number in range(RUNS):

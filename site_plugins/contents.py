@@ -89,19 +89,25 @@ def content_of(variable: xr.Variable, chunks: tuple[int, ...] | None = None) -> 
         for parts in _parts(variable.shape, chunks or variable.shape, decoded_dtype(variable))
     ]
     values = [part for row in rows for part in row]
-    left = share_left(np.concatenate([part.reshape(-1) for part in values]))
+    left = _left(values)
     if values[0].dtype.kind not in "fcmM":
-        return Content(left=round(left or 0.0, 3))
+        return Content(left=round(left, 3))
     missing = [np.isnan(part) for part in values]
     places = [
         np.concatenate([np.isnan(part) for part in looks]) for looks in zip(*rows, strict=True)
     ]
     ever = [np.asarray(place.any(axis=0)) for place in places]
     return Content(
-        left=round(left or 0.0, 3),
+        left=round(left, 3),
         missing=round(_share(missing), 3),
         ever_missing=round(_share(ever), 3),
     )
+
+
+def _left(parts: Sequence[np.ndarray]) -> float:
+    """Share of the bytes that is left; of each part alone, since parts may overlap."""
+    bytes_left = sum((share_left(part) or 0.0) * part.nbytes for part in parts)
+    return bytes_left / max(1, sum(part.nbytes for part in parts))
 
 
 def _share(masks: Sequence[np.ndarray]) -> float:

@@ -286,6 +286,12 @@ def _over(inputs: list[Expected], count: float, of: Callable[[float, float], flo
     return of(together.true, max(1.0, together.count / max(1.0, count)))
 
 
+def _numbered(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    """Numbers in a row, from which indices are made: as many different ones as there are."""
+    size = 8.0 if dtype is None else float(dtype.itemsize)
+    return Expected(count, size, min(size, PER_BIT * math.log2(max(2.0, count))))
+
+
 def _position(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
     return Expected(count, 8.0, PER_BIT * math.log2(SOME))
 
@@ -394,6 +400,7 @@ _RULES: dict[str, Rule] = {
     **_each_of(_all_true, "all"),
     **_each_of(_any_true, "any"),
     **_each_of(_value_and_position, "arg_chunk"),
+    **_each_of(_numbered, "arange"),
     **_each_of(_position, "argmin argmax nanargmin nanargmax arg_agg nanarg_agg argwhere nonzero"),
     **_each_of(_distinct, "unique _unique_internal"),
     **_each_of(_computed, "cumsum cumprod nancumsum nancumprod clip _enforce_dtype"),

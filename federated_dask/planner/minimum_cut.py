@@ -118,9 +118,12 @@ def assign(
     for item, each in enumerate(allowed):
         for place in each:
             items_at.setdefault(place, []).append(item)
+    # First the places that fewer items may be at: one that takes all (home) would draw to it
+    # what reads at several sites, and no single move would bring that back to more than one.
+    order = sorted(items_at, key=lambda place: (len(items_at[place]), str(place)))
     for _ in range(MAX_ROUNDS):
         improved = False
-        for place in sorted(items_at, key=str):
+        for place in order:
             active = [item for item in items_at[place] if current[item] != place]
             near = state.near(place, active)
             if not near:

@@ -276,14 +276,14 @@ class _Placer:
             return 0.0
         sources = self.graph.tasks[position].sources
         limited = any(self.graph.stored[source].egress_limit is not None for source in sources)
-        return framed(size) * (FORBIDDEN if limited else 1.0)
+        return framed(size) * (FORBIDDEN if limited else RAW)
 
     def cost(self, start: Hashable, end: Hashable) -> float:
         """Cost per byte of a link: two sites that do not exchange values use home as a relay."""
         key = str(start), str(end)
         direct = HOME in key or exchange(self.facts, *key)
         legs = [key] if direct else [(key[0], HOME), (HOME, key[1])]
-        return sum(self.links.of(*leg) for leg in legs)
+        return (1.0 if HOME in key else STAGE) * sum(self.links.of(*leg) for leg in legs)
 
     def choose(self, position: int) -> str | None:
         where = self.origins[position]
@@ -372,6 +372,10 @@ MOST_PLACES = 12
 """Sites that are considered for one task: of a hundred that meet there, each holds little."""
 WORK = 0.02
 """Share of a result's bytes that must be saved for a task to leave the site of its data."""
+RAW = 1.15
+"""How much dearer than results stored data is: how far it shrinks is known from a few parts."""
+STAGE = 1.05
+"""How much dearer what goes from site to site is: it takes a stage of its own."""
 MOSTLY = 0.8
 """Share of a task's data that one site must hold for the work to belong there."""
 FORBIDDEN = 1000.0

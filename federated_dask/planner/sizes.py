@@ -408,6 +408,7 @@ class _Reading:
                 groups=True,
                 reduced=axes,
                 itemsize=itemsize,
+                is_dict=True,
             )
         arrays = ARRAYS_IN_PARTIAL.get(name or "")
         if (order := _number(keyword(call, "order"))) is not None and arrays:

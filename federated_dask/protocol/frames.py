@@ -51,6 +51,13 @@ MAGIC = b"FDF1"
 PREFIX = struct.Struct("<4sII")
 PREFIX_BYTES = PREFIX.size
 COMPRESSION_LEVEL = 1
+LEVEL_FOR_REPEATS = 3
+REPETITIVE = 1 / 20
+"""What shrinks below this share is tried at a level that finds repeats as a whole.
+
+The lowest level takes small integers, all alike, one word at a time: of counts of
+2 MB it leaves 63 kB, the other one 0.2.
+"""
 SMALLEST_COMPRESSED = 64
 SAMPLE = 64 * 1024
 PIECE = 1024 * 1024
@@ -197,6 +204,8 @@ def _compressed(buffer: Buffer) -> Buffer:
         if len(sample) > WORTHWHILE * SAMPLE:
             return view
     squeezed = compress(view, COMPRESSION_LEVEL)
+    if len(squeezed) < REPETITIVE * size:
+        squeezed = min(squeezed, compress(view, LEVEL_FOR_REPEATS), key=len)
     return squeezed if len(squeezed) < WORTHWHILE * size else view
 
 

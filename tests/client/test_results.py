@@ -107,16 +107,16 @@ def test_repeats_within_the_limit() -> None:
 
 class TestPlanning:
     def test_the_collector_rests(self, answering: Callable[..., Any], monkeypatch: Any) -> None:
-        from federated_dask.client import federated_client
+        from federated_dask.client import computing
 
         seen = []
-        plan = federated_client.make_plan
+        plan = computing.make_plan
 
         def watched(*arguments: Any, **options: Any) -> Any:
             seen.append(gc.isenabled())
             return plan(*arguments, **options)
 
-        monkeypatch.setattr(federated_client, "make_plan", watched)
+        monkeypatch.setattr(computing, "make_plan", watched)
         answering(sent(MEAN))
         assert seen == [False]
         assert gc.isenabled()

@@ -98,6 +98,12 @@ def test_what_shrinks_is_compressed_and_what_does_not_is_not() -> None:
                encode_frame(Progress(done=1, total=2), [noise]))  # fmt: skip
 
 
+def test_what_is_all_alike_shrinks_to_nothing() -> None:
+    for value in (0, 64, 1.5):
+        alike = np.full(250_000, value).data
+        assert len(whole(Progress(done=1, total=2), [alike])) < 1000
+
+
 @pytest.mark.parametrize("dtype", ["f4", "V5", "M8[ns]"])
 def test_views_of_any_type_are_sent_as_bytes(dtype: str) -> None:
     array = np.zeros(1000, dtype)

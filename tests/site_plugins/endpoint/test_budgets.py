@@ -222,9 +222,9 @@ def test_the_user_sees_the_budget(site: LocalFederation) -> None:
         np.testing.assert_allclose(x.mean().compute(), AIR.mean())
         after = fed.budget("north/all")
         assert 0 < after.used < 100
-        assert fed.explain(fed.open_dataset("north/all", chunks={}).air.mean()).budgets == {
-            "north/all": (8, after.left)
-        }
+        assert fed.explain(x.mean()).budgets == {}, "what is at home already costs nothing"
+        again = fed.open_dataset("north/all", chunks={}).air
+        assert fed.explain(again.min()).budgets == {"north/all": (8, after.left)}
 
 
 # Tiers, embargoes, licences
