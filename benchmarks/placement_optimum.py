@@ -29,8 +29,8 @@ from benchmarks.simulated import (
 )
 from federated_dask.planner.origins import origins
 from federated_dask.planner.plan import Plan
-from federated_dask.planner.sizes import all_brought_bytes, read_bytes
 from federated_dask.planner.sources import HOME
+from federated_dask.planner.stored_reads import all_brought_bytes, read_bytes
 from tests.battery.expressions import Expression
 from tests.planner.federation import true_values
 

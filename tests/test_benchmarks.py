@@ -7,7 +7,7 @@ from benchmarks import calls, placement_optimum, planner_time, predicted_bytes, 
 from benchmarks.__main__ import main
 from benchmarks.result import Result
 from federated_dask.planner.graph import PlanGraph
-from federated_dask.planner.sizes import read_bytes
+from federated_dask.planner.stored_reads import read_bytes
 
 HARDLY = 150
 """Every so-manieth expression of the battery."""

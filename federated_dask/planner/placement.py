@@ -24,8 +24,9 @@ from federated_dask.planner.inflation import inflating
 from federated_dask.planner.links import LinkCosts
 from federated_dask.planner.minimum_cut import Value, assign
 from federated_dask.planner.origins import Availability, Dataset, derivations, origins, resources_of
-from federated_dask.planner.sizes import all_brought_bytes, framed
+from federated_dask.planner.sizes import framed
 from federated_dask.planner.sources import HOME, SiteFacts
+from federated_dask.planner.stored_reads import all_brought_bytes
 
 __all__ = ["CHEAPER", "Placement", "exchange", "place"]
 

@@ -26,8 +26,9 @@ from federated_dask.planner.origins import Dataset, derivations
 from federated_dask.planner.placement import CHEAPER, Placement, exchange, place
 from federated_dask.planner.programs import Program
 from federated_dask.planner.reductions import split_reductions
-from federated_dask.planner.sizes import brought_bytes, estimate_sizes, framed, read_bytes
+from federated_dask.planner.sizes import estimate_sizes, framed
 from federated_dask.planner.sources import HOME, HeldReference, SiteFacts, SourceReference
+from federated_dask.planner.stored_reads import brought_bytes, read_bytes
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.frames import encode_frame
 from federated_dask.protocol.graph import Reference, Template

@@ -9,14 +9,8 @@ import xarray as xr
 
 from federated_dask.planner.graph import home_graph, lower
 from federated_dask.planner.nodes import uses
-from federated_dask.planner.sizes import (
-    DICT_BYTES,
-    FLOX_CHUNK,
-    brought_bytes,
-    estimate_sizes,
-    is_stated_exactly,
-    read_bytes,
-)
+from federated_dask.planner.sizes import DICT_BYTES, FLOX_CHUNK, estimate_sizes, is_stated_exactly
+from federated_dask.planner.stored_reads import brought_bytes, read_bytes
 from federated_dask.protocol.messages import Content
 from tests.planner.federation import TABLE, Federation
 
