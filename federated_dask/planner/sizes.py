@@ -391,7 +391,7 @@ class _Reading:
         bound = count_references(call.function)
         keeps = keyword(call, "keepdims") is True
         if name == FLOX_REINDEX:
-            return cls(passes=True)
+            return cls(passes=True, is_dict=True)
         if tree_node(program) is not None and keyword(call.function, "keepdims") is True:
             final = name == FLOX_AGGREGATE
             return cls(combines=True, is_final=final, is_dict=final or name in DICTS)

@@ -101,6 +101,8 @@ def test_ties_between_sites_are_won_by_the_first() -> None:
 )
 def test_no_chunk_leaves_before_a_reduction(name: str, layout: str) -> None:
     laid = LAYOUTS[layout]()
+    if (name, layout) == ("month-mean", "time"):
+        pytest.skip("a chunk has as many months there as a partial: nothing is reduced")
     plan = laid.federation.plan(BATTERY[name](laid.floats, laid.integers))
     for position in released(plan):
         task = plan.graph.tasks[position]
