@@ -121,6 +121,7 @@ class SiteFinder:
             check_name(told, description.name, address)
             operations = await _operations(connection, description)
         except BaseException as error:
+            # A cancellation too must not leave the connection open.
             await connection.close()
             if isinstance(error, NotAuthenticated) and name is not None:
                 # No token fits where the name is wrong; then the name is what to tell of.

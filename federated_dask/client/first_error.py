@@ -23,6 +23,7 @@ def first_error() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
+        # A cancellation or an interrupt may be in it too, and goes on as itself.
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]

@@ -136,6 +136,7 @@ async def open_reply(
         try:
             await reply.check(accept)
         except BaseException:
+            # A cancellation too: nobody else would give the socket back.
             await reply.abandon()
             raise
         return reply

@@ -171,8 +171,6 @@ def test_home_relays_between_strangers(strangers: LocalFederation) -> None:
 # Failures
 
 
-# Under load, a socket whose connection was refused is closed by nobody but the collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_source_stops_before_the_pull(monkeypatch: pytest.MonkeyPatch) -> None:
     servers = {}
 
