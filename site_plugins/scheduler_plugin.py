@@ -67,6 +67,12 @@ READ_TOPIC = "federated-read"
 LIBRARIES = ("dask", "distributed", "numpy", "xarray", "pandas", "flox", "zarr", "federated-dask")
 CHECK_SECONDS = 1.0
 MOST_ACCOUNTS = 10_000
+UNCONFIRMED_SECONDS = 60.0
+"""How long a lease lasts that its owner never used nor renewed.
+
+A client that goes away while the last event of its job or call is on the way never
+learns of the lease, and nobody else would let go of it.
+"""
 HELD_PART = 0.25
 """Part of the workers' memory that one owner's leases may take, where the site says nothing."""
 
@@ -291,9 +297,10 @@ class SitePlugin(SchedulerPlugin):
         lease: str,
         owner: str,
         outputs: dict[int, LeasedOutput],
-        first_seconds: float | None = None,
     ) -> Any:
         """Keep results until the lease is released or was not used for a time.
+
+        That time is short until the lease is first used or renewed.
 
         Parameters
         ----------
@@ -303,9 +310,6 @@ class SitePlugin(SchedulerPlugin):
             Who alone may use it.
         outputs : dict of int to LeasedOutput
             Position of the output in its job, and what it is.
-        first_seconds : float, optional
-            Time after which it ends if it is never used nor renewed; at most that of
-            every later use.
 
         Returns
         -------
@@ -333,7 +337,7 @@ class SitePlugin(SchedulerPlugin):
             last_end=now + self.longest_lease_seconds,
             nbytes=nbytes,
         )
-        return self._leases[lease].renew(first_seconds)
+        return self._leases[lease].renew(UNCONFIRMED_SECONDS)
 
     def _refusal(self, owner: str, nbytes: int) -> RequestRefused | None:
         """Tell why an owner may not hold so much more, or None."""

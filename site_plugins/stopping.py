@@ -6,15 +6,17 @@ in it, which it meets between two steps of Python::
     caller gone ──► scheduler ──► worker: task cancelled ──► CallPlugin ── CallStopped ──► thread
     too long ─────────────────────────────────────────────────┘
 
-It is raised again and again until the thread has left the function, so that a function that
-catches it does not go on for ever.  One that waits in compiled code meets it when it comes
-back from there; until then its result is given up already, and only the thread is taken.
+It is raised again until the thread has left the function, so that a function that catches
+it does not go on for ever; with pauses, so that one that tidies up can do so.  One that
+waits in compiled code meets it when it comes back from there; until then its result is
+given up already, and only the thread is taken.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ CALL_TOPIC = "federated-call"
 """Topic of the events by which workers tell how calls go on."""
 CALL_PREFIX = "federated-"
 LOOK_SECONDS = 0.25
+TIDY_SECONDS = 2.0
+"""How long a function has after each exception: its `finally` would be interrupted too."""
 
 
 class CallStopped(BaseException):
@@ -49,6 +53,7 @@ class Running:
         self.end = time.monotonic() + seconds
         self.overdue = False
         self.cancelled = False
+        self.next_raise = -math.inf
 
 
 class CallPlugin(WorkerPlugin):
@@ -119,7 +124,9 @@ class CallPlugin(WorkerPlugin):
     def _stop(self, key: str) -> None:
         with self._lock:
             running = self._running.get(key)
-            if running is not None:
+            now = time.monotonic()
+            if running is not None and now >= running.next_raise:
+                running.next_raise = now + TIDY_SECONDS
                 _raise_in(running.thread, CallStopped)
 
 

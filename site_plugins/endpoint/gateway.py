@@ -175,7 +175,6 @@ class Gateway:
         lease: str,
         owner: str,
         outputs: dict[int, LeasedOutput],
-        first_seconds: float | None = None,
     ) -> float:
         """Keep results under a new lease; tell the seconds that it lasts if nobody uses it.
 
@@ -189,7 +188,6 @@ class Gateway:
             lease=lease,
             owner=owner,
             outputs=ToPickle(outputs),
-            first_seconds=first_seconds,
         )
         if isinstance(reply, FederatedError):
             reply.site = self.site

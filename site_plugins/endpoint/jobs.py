@@ -71,13 +71,6 @@ logger = logging.getLogger(__name__)
 MOST_OUTFLOWS = 10_000
 """Leases of which the outputs that have left are known."""
 
-UNCONFIRMED_SECONDS = 60.0
-"""How long a lease lasts that its owner never used nor renewed.
-
-A client that goes away while its job's last event is on the way never learns of the lease,
-and nobody else would let go of it.
-"""
-
 TURN_SECONDS = 0.02
 """How often a read looks whether it may begin."""
 
@@ -410,9 +403,7 @@ class JobRunner:
         if not outputs:
             return Finished(pulled_bytes=pulled)
         lease = holding.lease
-        holding.asked = asyncio.ensure_future(
-            self.gateway.hold(lease, job.owner, outputs, UNCONFIRMED_SECONDS)
-        )
+        holding.asked = asyncio.ensure_future(self.gateway.hold(lease, job.owner, outputs))
         # Given up halfway, nobody would know whether there is a lease.
         seconds = await asyncio.shield(holding.asked)
         left = self._outflow_of(lease, job)

@@ -317,6 +317,9 @@ class CallBook:
                             returned = event
                             begun.content_bytes = await asyncio.to_thread(_content_bytes, event)
                             begun.buffers = [bytearray(buffer) for buffer in buffers]
+                            if event.lease is not None:
+                                # Nobody else is told of it.
+                                await self.gateway.renew(event.lease, begun.owner)
                         case Failure():
                             failure = event
         except Exception:

@@ -136,6 +136,18 @@ async def test_a_lazy_result_in_every_media_type(north: Caller) -> None:
     assert failure.reason == "unknown_variable"
 
 
+async def test_a_kept_result_lasts(north: Caller) -> None:
+    """What nobody reads ends soon, unless the site itself keeps it for the caller."""
+    await ended(north, await begun(north, "mean", {"data": "two/wind", "dim": "lon"}))
+    [seconds] = north.on_scheduler(_lease_seconds)
+    assert seconds > 1_000
+
+
+def _lease_seconds(dask_scheduler: Any) -> list[float]:
+    leases = dask_scheduler.plugins["federated-site"]._leases
+    return [lease.end - time.monotonic() for lease in leases.values()]
+
+
 async def test_a_result_as_zarr(north: Caller, federation: LocalFederation) -> None:
     name = await begun(north, "mean", {"data": "two/wind", "dim": "lon"})
     await ended(north, name)
