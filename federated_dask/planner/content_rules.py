@@ -33,6 +33,8 @@ CUT_OFF = 0.24
 """Bytes of numbers of which a few different ones are left."""
 SOME = 100
 """Different values of positions, and of rounded numbers."""
+RUN = 6.0
+"""Bytes of a run of elements that are all alike."""
 SQUARES = 0.45
 """Share of their bytes that is left of variances of few different values."""
 
@@ -56,6 +58,13 @@ def _moved(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expe
         return first
     # A mask selects; what is missing is rarely what is looked for.
     return change(first, count=first.count * mask.true, gaps=0.0, places=0.0, is_counted=True)
+
+
+def _repeated(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    """The first array again and again: it takes what its own elements take, as runs."""
+    first = inputs[0] if inputs else unknown(count, 8.0)
+    each = RUN * first.count / max(1.0, count)
+    return first if first.is_constant else change(first, each=min(first.each, each))
 
 
 def _put_together(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
@@ -304,11 +313,11 @@ def _value_and_position(inputs: list[Expected], count: float, dtype: np.dtype | 
 
 
 def _distinct(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
-    """As many different values as their information allows."""
+    """As many different values as their information allows, of many such results too."""
     together = joined(inputs) or unknown(count, 8.0)
-    number = 2.0 ** min(64.0, together.each / PER_BIT) if not together.is_rich else math.inf
+    number = 2.0 ** min(64.0, together.each / PER_BIT) if not together.is_rich else together.most
     found = min(together.count, number)
-    return Expected(found, together.size, together.size, is_counted=True)
+    return Expected(found, together.size, together.size, is_counted=True, most=number)
 
 
 def _grouped(call: wire.Call) -> Rule:
@@ -366,13 +375,14 @@ _RULES: dict[str, Rule] = {
         _moved,
         "getter getter_inline getter_nofancy getitem getitem_variadic _getitem transpose "
         "reshape "
-        "broadcast_to flip flipud fliplr roll squeeze expand_dims repeat swapaxes moveaxis "
+        "flip flipud fliplr roll squeeze expand_dims repeat swapaxes moveaxis "
         "rollaxis ravel diagonal diag tril triu _trim trim sliding_window_view take conjugate "
         "real imag array asarray ascontiguousarray atleast_1d atleast_2d atleast_3d rot90 sort "
         "reindex_intermediates _expand_dims "
         "_vindex_slice_and_transpose view copy negative neg abs absolute fabs "
         "_sqrt sqrt",
     ),
+    **_each_of(_repeated, "broadcast_to"),
     **_each_of(
         _put_together,
         "concatenate concatenate_shaped concatenate_arrays concatenate_axes concatenate3 "

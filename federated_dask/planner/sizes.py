@@ -163,7 +163,7 @@ class _Estimates:
                 size=size,
                 each=min(expected.each, size),
                 is_counted=False,
-                most=most,
+                most=min(most, expected.most) if expected.is_counted else most,
             )
         )
         self.extra.append(DICT_BYTES if reading.is_dict else 0)

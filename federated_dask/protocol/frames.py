@@ -52,7 +52,7 @@ PREFIX = struct.Struct("<4sII")
 PREFIX_BYTES = PREFIX.size
 COMPRESSION_LEVEL = 1
 LEVEL_FOR_REPEATS = 3
-REPETITIVE = 1 / 20
+REPETITIVE = 1 / 8
 """What shrinks below this share is tried at a level that finds repeats as a whole.
 
 The lowest level takes small integers, all alike, one word at a time: of counts of

@@ -140,6 +140,23 @@ def test_distinct_values_and_selections_are_few() -> None:
         assert 0.2 * whole < sizes[position] < 0.8 * whole
 
 
+def test_distinct_values_of_many_chunks_are_no_more_than_of_one() -> None:
+    unique = da.unique(Stored().integers.rechunk((1, 8, 64)))
+    graph = lower(unique.dask, unique.__dask_keys__(), TABLE)
+    sizes = estimate_sizes(graph).wire
+    assert all(sizes[position] < 300 for position in graph.outputs.values())
+
+
+def test_positions_travel_rather_than_masks() -> None:
+    """Where something is true takes less than what is true, as positions are runs."""
+    stored = Stored()
+    (found, *_) = da.nonzero(stored.integers > 2)
+    plan = make_plan(found.dask, found.__dask_keys__(), stored.federation.facts, TABLE)
+    (job,) = [job for stage in plan.jobs for job in stage]
+    labels = {plan.graph.tasks[position].label for position in job.outputs}
+    assert labels == {"getitem_variadic"}
+
+
 def test_what_counts_against_a_budget_is_not_compressed() -> None:
     stored = Stored(egress_limit=10**9)
     array = stored.integers + 1
