@@ -183,7 +183,8 @@ def optimum(
             options={"time_limit": seconds, "mip_rel_gap": 0.01},
         )
         bound = answer.fun if not whole else answer.mip_dual_bound
-        if bound is not None:
+        # A search that was broken off may not have got beyond zero, which says nothing.
+        if bound is not None and (bound > 0 or answer.status == 0):
             best = max(best or 0.0, bound * scale)
     # Neither an optimum nor a bound in the time there was: nothing to hold a plan against.
     return math.nan if best is None else best

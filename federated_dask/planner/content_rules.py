@@ -29,7 +29,7 @@ from federated_dask.protocol import graph as wire
 
 __all__ = ["Rule", "rule_of"]
 
-CUT_OFF = 0.24
+CUT_OFF = 0.15
 """Bytes of numbers of which a few different ones are left."""
 SOME = 100
 """Different values of positions, and of rounded numbers."""
@@ -37,6 +37,15 @@ RUN = 6.0
 """Bytes of a run of elements that are all alike."""
 SQUARES = 0.45
 """Share of their bytes that is left of variances of few different values."""
+
+BINNED = 0.28
+"""Bytes of the number of a bin."""
+ROOT = 1.6
+"""How much more square roots take than what they are of."""
+SIGN = 0.1
+"""Bytes of a sign, which is mostly the same."""
+PER_BIT_ROUNDED = 0.4
+"""Bytes that one bit takes in decimal fractions, whose mantissas are long."""
 
 Rule: TypeAlias = Callable[[list[Expected], float, np.dtype | None], Expected]
 """From inputs, elements of the result, and the dtype that is asked for, to what is expected."""
@@ -61,7 +70,7 @@ def _moved(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expe
 
 
 def _repeated(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
-    """The first array again and again: it takes what its own elements take, as runs."""
+    """Repeat the first array: it takes what its own elements take, as runs."""
     first = inputs[0] if inputs else unknown(count, 8.0)
     each = RUN * first.count / max(1.0, count)
     return first if first.is_constant else change(first, each=min(first.each, each))
@@ -99,15 +108,37 @@ def _divided(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Ex
     return result if result.is_rich else change(result, size=8.0, each=min(8.0, 2 * result.each))
 
 
+def _rooted(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    """Square roots of few different numbers have longer mantissas than those."""
+    result = _moved(inputs, count, dtype)
+    return result if result.is_rich else change(result, each=min(result.size, ROOT * result.each))
+
+
+def _in_windows(call: wire.Call) -> Rule:
+    """Make the rule for windows, of which the call says how large they are."""
+    shape = keyword(call, "window_shape") or next(iter(call.arguments[1:]), None)
+    sizes = [node.value for node in wire.walk(shape) if isinstance(node, wire.Number)]
+    windows = float(max(1, math.prod(sizes)))
+    return lambda inputs, count, dtype: change(_moved(inputs, count, dtype), windows=windows)
+
+
 def _cut_off(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
     """Numbers of which few different ones are left."""
     result = _computed(inputs, count, dtype)
     return change(result, each=min(result.each, CUT_OFF))
 
 
+def _binned(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    return change(_computed(inputs, count, dtype), each=BINNED)
+
+
+def _sign(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    return change(_computed(inputs, count, dtype), each=SIGN)
+
+
 def _rounded(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
     result = _computed(inputs[:1], count, dtype)
-    return change(result, each=min(result.each, 2 * PER_BIT * math.log2(SOME)))
+    return change(result, each=min(result.each, PER_BIT_ROUNDED * math.log2(SOME)))
 
 
 def _cast(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
@@ -269,8 +300,13 @@ def _extreme(ignores_missing: bool) -> Rule:
 
     def rule(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
         together = joined(inputs) or unknown(count, 8.0)
-        each = _rarer(together, together.count / max(1.0, count))
-        return _merged(change(together, each=each), count, ignores_missing=ignores_missing)
+        number = together.count / max(1.0, count)
+        each = _rarer(together, number)
+        # The same one is the extreme of several windows: of random values, of this many.
+        each *= 2 / (together.windows + 1)
+        return _merged(
+            change(together, each=each, windows=1.0), count, ignores_missing=ignores_missing
+        )
 
     return rule
 
@@ -318,6 +354,13 @@ def _distinct(inputs: list[Expected], count: float, dtype: np.dtype | None) -> E
     number = 2.0 ** min(64.0, together.each / PER_BIT) if not together.is_rich else together.most
     found = min(together.count, number)
     return Expected(found, together.size, together.size, is_counted=True, most=number)
+
+
+def _percentiles(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+    """As many values as percentages: these are the second array."""
+    if len(inputs) < 2:
+        return _nothing_known(inputs, count, dtype)
+    return Expected(inputs[1].count, 8.0, 8.0, is_counted=True)
 
 
 def _grouped(call: wire.Call) -> Rule:
@@ -376,12 +419,13 @@ _RULES: dict[str, Rule] = {
         "getter getter_inline getter_nofancy getitem getitem_variadic _getitem transpose "
         "reshape "
         "flip flipud fliplr roll squeeze expand_dims repeat swapaxes moveaxis "
-        "rollaxis ravel diagonal diag tril triu _trim trim sliding_window_view take conjugate "
+        "rollaxis ravel diagonal diag tril triu _trim trim take conjugate "
         "real imag array asarray ascontiguousarray atleast_1d atleast_2d atleast_3d rot90 sort "
         "reindex_intermediates _expand_dims "
-        "_vindex_slice_and_transpose view copy negative neg abs absolute fabs "
-        "_sqrt sqrt",
+        "_vindex_slice_and_transpose view copy negative neg abs absolute fabs",
     ),
+    **_each_of(_rooted, "_sqrt sqrt"),
+    **_each_of(_percentiles, "percentile_lookup"),
     **_each_of(_repeated, "broadcast_to"),
     **_each_of(
         _put_together,
@@ -389,7 +433,9 @@ _RULES: dict[str, Rule] = {
         "_concatenate2 stack vstack hstack dstack block _vindex_merge",
     ),
     **_each_of(_divided, "truediv true_divide divide"),
-    **_each_of(_cut_off, "floor ceil trunc fix rint sign digitize searchsorted floordiv"),
+    **_each_of(_cut_off, "floor ceil trunc fix rint floordiv"),
+    **_each_of(_binned, "digitize searchsorted"),
+    **_each_of(_sign, "sign"),
     **_each_of(_rounded, "round around"),
     **_each_of(_cast, "astype"),
     **_each_of(_compared, "lt le gt ge less less_equal greater greater_equal isin _isin_kernel"),
@@ -449,6 +495,8 @@ def rule_of(name: str, call: wire.Call) -> Rule:
     _, _, last = name.rpartition(".")
     if last == "chunk_reduce":
         return _grouped(call)
+    if last == "sliding_window_view":
+        return _in_windows(call)
     # Dask's partials are told what to sum with; what flox combines has no missing values left.
     ignores = any("nan" in used for used in (last, *uses(call))) or last in _OF_FLOX
     if last in _SUMS | _QUOTIENTS:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from federated_dask.planner.sources import StoredFacts
-from federated_dask.protocol.frames import SMALLEST_COMPRESSED, WORTHWHILE
+from federated_dask.protocol.compression import SMALLEST_COMPRESSED, WORTHWHILE
 from federated_dask.protocol.samples import share_left
 
 __all__ = [
@@ -29,13 +29,15 @@ __all__ = [
     "unknown",
 ]
 
-PER_BIT = 0.18
-"""Bytes that one bit of information takes: the wire compresses fast rather than well."""
+PER_BIT = 0.14
+"""Bytes that one bit of information in numbers takes: the wire compresses fast."""
+PER_TRUTH = 0.18
+"""The same for booleans, whose bytes are not shuffled."""
 BIT = 0.125
 """Bytes of one bit: what takes less is told by runs of what is alike, without a code."""
 LEAST = 15
 """Bytes that are left of values that are all alike."""
-TABLE_BYTES = 65
+TABLE_BYTES, TABLE_BYTES_OF_TRUTH = 30, 65
 """What the description of a code takes, in front of values of which there are few."""
 RICH = 0.5
 """Values that keep more than this share of their bytes are taken for measured ones."""
@@ -61,6 +63,8 @@ class Expected:
     """Whether gaps are NaN, which spreads to what is computed from it."""
     true: float | None = None
     """Of booleans: share that is true."""
+    windows: float = 1.0
+    """In how many windows a value is, where neighbours are windows of the same values."""
     is_counted: bool = False
     """Whether `count` follows from the values, and not from the shape that is stated."""
     most: float = math.inf
@@ -79,7 +83,7 @@ class Expected:
             return plain
         shrunk = LEAST + self.count * self.each * (1 - self.gaps)
         if BIT <= self.each < RICH * self.size:
-            shrunk += TABLE_BYTES
+            shrunk += TABLE_BYTES if self.size > 1 else TABLE_BYTES_OF_TRUTH
         return shrunk if shrunk < WORTHWHILE * plain else plain
 
     @property
@@ -137,7 +141,7 @@ def truth(count: float, true: float, *, in_patches: bool = False) -> Expected:
     """Booleans: what takes room is how unsure each is.  What is missing lies together."""
     true = min(1.0, max(0.0, true))
     bits = sum(-p * math.log2(p) for p in (true, 1 - true) if p)
-    return Expected(count, 1.0, bits * (0.125 if in_patches else PER_BIT), true=true)
+    return Expected(count, 1.0, bits * (0.125 if in_patches else PER_TRUTH), true=true)
 
 
 def joined(inputs: list[Expected]) -> Expected | None:
@@ -158,5 +162,6 @@ def joined(inputs: list[Expected]) -> Expected | None:
         sum(s * each.places for s, each in zip(shares, inputs, strict=True)),
         any(each.missing for each in inputs),
         sum(trues) / len(trues) if len(trues) == len(inputs) else None,
+        windows=max(each.windows for each in inputs),
         most=max(each.most for each in inputs),
     )

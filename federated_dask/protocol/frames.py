@@ -8,10 +8,11 @@
     │        │               │            │ stored < raw       │          │
     └────────┴───────────────┴────────────┴────────────────────┴──────────┴─────
 
-The header is ``[message, [[stored, raw], …]]``: the message and, for every
-buffer, its bytes on the wire and its bytes after decompression (equal where it
-is not compressed).  This module does no I/O: `encode_frame` returns pieces to
-write, `FrameDecoder` is fed whatever arrived and gives back whole frames.
+The header is ``[message, [[stored, raw, width], …]]``: the message and, for every
+buffer, its bytes on the wire, its bytes after decompression (equal where it is not
+compressed), and the bytes by which it is shuffled (see `compression`).  This
+module does no I/O: `encode_frame` returns pieces to write, `FrameDecoder` is fed
+whatever arrived and gives back whole frames.
 Buffers of a decoded frame are writable and own their memory, so that arrays
 made over them need no further copy.
 """
@@ -22,13 +23,13 @@ import functools
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 import numpy as np
 
 from federated_dask.errors import Reason, RequestRefused
-from federated_dask.protocol._zstd import ZstdDecompressor, ZstdError, compress
+from federated_dask.protocol.compression import WIDEST, Buffer, compressed, decompressed
 from federated_dask.protocol.expansion import check_expansion
 from federated_dask.protocol.limits import Limits
 
@@ -45,26 +46,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
 MAGIC = b"FDF1"
 PREFIX = struct.Struct("<4sII")
 PREFIX_BYTES = PREFIX.size
-COMPRESSION_LEVEL = 1
-LEVEL_FOR_REPEATS = 3
-REPETITIVE = 1 / 8
-"""What shrinks below this share is tried at a level that finds repeats as a whole.
-
-The lowest level takes small integers, all alike, one word at a time: of counts of
-2 MB it leaves 63 kB, the other one 0.2.
-"""
-SMALLEST_COMPRESSED = 64
-SAMPLE = 64 * 1024
-PIECE = 1024 * 1024
-"""Bytes that are decompressed at a time."""
-WORTHWHILE = 0.9
-"""A buffer is compressed where its first 64 KiB shrink below this share."""
-
 UNDECODABLE = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError)
 """What msgspec raises for bytes that are no message of the expected type."""
 
@@ -87,7 +71,10 @@ class StoredFrame(msgspec.Struct, frozen=True):
     header_size: int
     buffers: list[bytearray]
     sizes: np.ndarray
-    """Bytes of each buffer on the wire and decompressed, shape (buffers, 2), int64."""
+    """Bytes of each buffer on the wire, decompressed, and by which it is shuffled.
+
+    Shape (buffers, 3), int64.
+    """
 
     @property
     def nbytes(self) -> int:
@@ -102,9 +89,9 @@ class StoredFrame(msgspec.Struct, frozen=True):
 
     def opened(self) -> Frame:
         """Decompress the header; the buffers follow when they are first looked at."""
-        header = _parsed(_decompressed(self.header, self.header_size))
+        header = _parsed(decompressed(self.header, self.header_size))
         stored = PREFIX.size + len(self.header) + int(self.sizes[:, 0].sum())
-        later = LaterBuffers(self.buffers, self.sizes[:, 1].tolist())
+        later = LaterBuffers(self.buffers, self.sizes[:, 1:].tolist())
         return Frame(header.message, later, stored)
 
 
@@ -114,7 +101,7 @@ class LaterBuffers(Sequence[bytearray]):
     Until then a message may be refused for what it says, at no cost for what it carries.
     """
 
-    def __init__(self, stored: list[bytearray], sizes: list[int]) -> None:
+    def __init__(self, stored: list[bytearray], sizes: list[tuple[int, int]]) -> None:
         self._stored = stored
         self._sizes = sizes
         self._ready: list[bytearray] | None = None
@@ -122,15 +109,15 @@ class LaterBuffers(Sequence[bytearray]):
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers once they are decompressed."""
-        return sum(self._sizes)
+        return sum(size for size, _ in self._sizes)
 
     def all(self) -> list[bytearray]:
         """Give all buffers; what they were made of is let go of meanwhile."""
         if self._ready is None:
             ready = []
             self._stored.reverse()
-            for size in self._sizes:
-                ready.append(_decompressed(self._stored.pop(), size))
+            for size, width in self._sizes:
+                ready.append(decompressed(self._stored.pop(), size, width))
             self._ready = ready
         return self._ready
 
@@ -147,7 +134,7 @@ class LaterBuffers(Sequence[bytearray]):
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
     message: msgspec.Raw
-    buffers: list[tuple[int, int]]
+    buffers: list[tuple[int, int, int]]
 
 
 _header_decoder = msgspec.msgpack.Decoder(_Header)
@@ -161,7 +148,8 @@ def encode_frame(message: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> lis
     message : msgspec.Struct
         The message.
     buffers : sequence of bytes-like
-        C-contiguous buffers, sent as they are or compressed where that pays.
+        C-contiguous buffers, sent as they are or compressed where that pays, best if they
+        say how large their elements are (`compression.as_rows`).
 
     Returns
     -------
@@ -177,36 +165,15 @@ def encode_frame(message: msgspec.Struct, buffers: Sequence[Buffer] = ()) -> lis
     >>> msgspec.msgpack.decode(frame.message, type=Progress).total, bytes(frame.buffers[0])
     (2, b'abc')
     """
-    stored = [_compressed(buffer) for buffer in buffers]
+    found = [compressed(buffer) for buffer in buffers]
     sizes = [
-        (_nbytes(small), _nbytes(buffer)) for small, buffer in zip(stored, buffers, strict=True)
+        (len(stored), memoryview(buffer).nbytes, width)
+        for (stored, width), buffer in zip(found, buffers, strict=True)
     ]
     raw = _encoder.encode((message, sizes))
-    header = raw
-    if len(raw) >= SMALLEST_COMPRESSED:
-        squeezed = compress(raw, COMPRESSION_LEVEL)
-        if len(squeezed) < len(raw):
-            header = squeezed
-    return [PREFIX.pack(MAGIC, len(header), len(raw)) + header, *stored]
-
-
-def _nbytes(buffer: Buffer) -> int:
-    return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
-
-
-def _compressed(buffer: Buffer) -> Buffer:
-    size = _nbytes(buffer)
-    if size < SMALLEST_COMPRESSED:
-        return buffer
-    view = memoryview(buffer).cast("B")
-    if size > SAMPLE:
-        sample = compress(view[:SAMPLE], COMPRESSION_LEVEL)
-        if len(sample) > WORTHWHILE * SAMPLE:
-            return view
-    squeezed = compress(view, COMPRESSION_LEVEL)
-    if len(squeezed) < REPETITIVE * size:
-        squeezed = min(squeezed, compress(view, LEVEL_FOR_REPEATS), key=len)
-    return squeezed if len(squeezed) < WORTHWHILE * size else view
+    header, _ = compressed(raw)
+    prefix = PREFIX.pack(MAGIC, len(header), len(raw))
+    return [prefix + header, *(stored for stored, _ in found)]
 
 
 class FrameDecoder:
@@ -235,7 +202,7 @@ class FrameDecoder:
         self._pending = bytearray()
         self._header: bytearray | None = None
         self._header_size = 0
-        self._sizes = np.empty((0, 2), np.int64)
+        self._sizes = np.empty((0, 3), np.int64)
         self._buffers: list[bytearray] = []
         self._current = bytearray()
 
@@ -316,9 +283,9 @@ class FrameDecoder:
         header = self._pending[PREFIX.size :]
         self._pending = bytearray()
         # Only the sizes are kept: what came stays compressed until its buffers are there.
-        decompressed = _decompressed(header, raw)
-        check_expansion(decompressed, self.limits.parts)
-        self._sizes = _sizes(_parsed(decompressed), self.limits)
+        unfolded = decompressed(header, raw)
+        check_expansion(unfolded, self.limits.parts)
+        self._sizes = _sizes(_parsed(unfolded), self.limits)
         self._header = header
         return data
 
@@ -348,30 +315,6 @@ def _over(what: str, size: int, cap: int) -> RequestRefused:
     )
 
 
-def _decompressed(data: bytearray, size: int) -> bytearray:
-    if len(data) == size:
-        return data
-    decompressor = ZstdDecompressor()
-    raw = bytearray()
-    fed: Buffer = data
-    try:
-        # In pieces, so that nothing is held twice; and to one byte more than
-        # announced, so that a longer content shows itself.
-        while not decompressor.eof and len(raw) <= size:
-            piece = decompressor.decompress(fed, max_length=min(PIECE, size + 1 - len(raw)))
-            if not piece and decompressor.needs_input:
-                break
-            raw += piece
-            fed = b""
-    except ZstdError as error:
-        raise RequestRefused("A compressed part is damaged.", reason=Reason.MALFORMED) from error
-    if len(raw) != size or not decompressor.eof or decompressor.unused_data:
-        raise RequestRefused(
-            "A compressed part does not have the announced size.", reason=Reason.MALFORMED
-        )
-    return raw
-
-
 def _parsed(header: Buffer) -> _Header:
     try:
         return _header_decoder.decode(header)
@@ -386,12 +329,19 @@ def _sizes(header: _Header, limits: Limits) -> np.ndarray:
             f"A frame has {len(header.buffers)} buffers; at most {limits.buffers} are accepted.",
             reason=Reason.LIMIT_EXCEEDED,
         )
-    if any(not 0 <= stored <= raw for stored, raw in header.buffers):
+    if not all(map(_is_possible, header.buffers)):
         raise RequestRefused("A buffer has an impossible size.", reason=Reason.MALFORMED)
-    total = sum(raw for _, raw in header.buffers)
+    total = sum(raw for _, raw, _ in header.buffers)
     if total > limits.buffer_bytes:
         raise _over("buffers", total, limits.buffer_bytes)
-    return np.array(header.buffers, dtype=np.int64).reshape(-1, 2)
+    return np.array(header.buffers, dtype=np.int64).reshape(-1, 3)
+
+
+def _is_possible(sizes: tuple[int, int, int]) -> bool:
+    stored, raw, width = sizes
+    # Only what is compressed is shuffled.
+    widest = WIDEST if stored < raw else 1
+    return 0 <= stored <= raw and 1 <= width <= widest and raw % width == 0
 
 
 _making = threading.RLock()

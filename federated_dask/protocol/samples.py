@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from federated_dask.protocol.frames import encode_frame
-from federated_dask.protocol.messages import Heartbeat
+from federated_dask.protocol.compression import as_rows, compressed
 
 __all__ = ["SAMPLE", "share_left"]
 
@@ -42,5 +41,5 @@ def share_left(values: Any) -> float | None:
     length = max(1, min(step, SAMPLE) // values.itemsize)
     starts = range(0, flat.size, max(1, step // values.itemsize))
     sample = np.concatenate([flat[start : start + length] for start in starts])
-    _, stored = encode_frame(Heartbeat(), [sample.tobytes()])
-    return min(1.0, len(memoryview(stored)) / sample.nbytes)
+    stored, _ = compressed(as_rows(sample))
+    return min(1.0, len(stored) / sample.nbytes)

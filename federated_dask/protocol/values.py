@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from federated_dask.errors import Reason, RequestRefused
+from federated_dask.protocol.compression import as_rows
 from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype, has_gaps
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.trees import (
@@ -147,12 +148,11 @@ class _Encoder:
     def buffer(self, data: np.ndarray) -> int:
         # Zero-size arrays and void-like dtypes do not cast to bytes; views do.
         flat = np.ascontiguousarray(_without_gaps(data)).reshape(-1)
-        raw = flat.view(np.uint8)
         if data.dtype.char in "gG":
             # Between such numbers is memory that nobody wrote, of whoever had it before.
-            raw = raw.copy()
-            raw.reshape(-1, LONG_DOUBLE.itemsize)[:, LONG_DOUBLE_BYTES:] = 0
-        self.buffers.append(raw.data if flat.nbytes else b"")
+            flat = flat.copy()
+            flat.view(np.uint8).reshape(-1, LONG_DOUBLE.itemsize)[:, LONG_DOUBLE_BYTES:] = 0
+        self.buffers.append(as_rows(flat) if flat.nbytes else b"")
         return len(self.buffers) - 1
 
     def encode(self, obj: object) -> Value:

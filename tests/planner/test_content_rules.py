@@ -110,6 +110,8 @@ def test_within_a_fifth(make: Make) -> None:
         (lambda x, i: da.round(x, 2), 2),
         (lambda x, i: x.argmax(axis=0), 2),
         (lambda x, i: i.mean(axis=0), 2),
+        (lambda x, i: np.sqrt(i.var(axis=0)), 1.5),
+        (lambda x, i: da.digitize(da.nan_to_num(x), np.array([0.2, 0.5])), 2),
         (lambda x, i: da.isnan(x).sum(axis=0), 4),
     ],
 )
@@ -145,6 +147,21 @@ def test_distinct_values_of_many_chunks_are_no_more_than_of_one() -> None:
     graph = lower(unique.dask, unique.__dask_keys__(), TABLE)
     sizes = estimate_sizes(graph).wire
     assert all(sizes[position] < 300 for position in graph.outputs.values())
+
+
+def test_extremes_of_windows_repeat() -> None:
+    estimated, real = told(lambda x, i: da.overlap.sliding_window_view(x[:, 1, :8], 3, 0).max(-1))
+    assert real / 1.5 <= estimated <= 1.5 * real + 150
+
+
+def test_percentiles_of_a_chunk_are_few() -> None:
+    stored = Stored()
+    array = da.percentile(stored.integers.ravel(), [10, 50], internal_method="dask")
+    graph = lower(array.dask, array.__dask_keys__(), TABLE)
+    sizes = estimate_sizes(graph).wire
+    chunks = [p for p, task in enumerate(graph.tasks) if task.label == "percentile_chunk"]
+    assert len(chunks) == 4
+    assert all(sizes[position] < 100 for position in chunks)
 
 
 def test_positions_travel_rather_than_masks() -> None:

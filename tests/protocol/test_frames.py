@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol._zstd import compress
+from federated_dask.protocol.compression import as_rows
 from federated_dask.protocol.frames import (
     MAGIC,
     PREFIX,
@@ -36,8 +37,8 @@ def raw(header: bytes, size: int | None = None) -> bytes:
     return PREFIX.pack(MAGIC, len(header), len(header) if size is None else size) + header
 
 
-def announced(*sizes: tuple[int, int], message: object = None) -> bytes:
-    return raw(msgspec.msgpack.encode([message, list(sizes)]))
+def announced(*sizes: tuple[int, ...], message: object = None) -> bytes:
+    return raw(msgspec.msgpack.encode([message, [(*pair, 1)[:3] for pair in sizes]]))
 
 
 @contextmanager
@@ -100,8 +101,35 @@ def test_what_shrinks_is_compressed_and_what_does_not_is_not() -> None:
 
 def test_what_is_all_alike_shrinks_to_nothing() -> None:
     for value in (0, 64, 1.5):
-        alike = np.full(250_000, value).data
+        alike = as_rows(np.full(250_000, value))
         assert len(whole(Progress(done=1, total=2), [alike])) < 1000
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f4", "f8", "c8", "c16", "M8[s]", "U3", "V3", "f2", "?"])
+@pytest.mark.parametrize("length", [8, 9, 1000, 100_003])
+def test_elements_of_any_size_come_back(dtype: str, length: int) -> None:
+    numbers = np.random.default_rng(0).integers(0, 100, length).cumsum() % 1000
+    plain = numbers.astype("i8" if dtype[0] in "MV" else dtype)
+    array = np.frombuffer(plain.tobytes()[: length * np.dtype(dtype).itemsize], dtype)
+    stream = whole(Progress(done=1, total=2), [as_rows(array)])
+    [frame] = FrameDecoder().feed(stream)
+    assert bytes(frame.buffers[0]) == array.tobytes()
+
+
+def test_fields_of_numbers_shrink_more_than_their_bytes_in_a_row() -> None:
+    x, y = np.meshgrid(np.linspace(0, 3, 300), np.linspace(0, 2, 200))
+    noise = np.random.default_rng(0).normal(size=x.shape)
+    field = (280 + 20 * np.sin(x) * np.cos(y) + noise / 10).astype("f4")
+    shuffled = whole(Progress(done=1, total=2), [as_rows(field)])
+    assert len(shuffled) < 0.7 * len(whole(Progress(done=1, total=2), [field.tobytes()]))
+    days = np.datetime64("1860-01-01", "ns") + np.arange(10_000) * np.timedelta64(30, "D")
+    assert len(whole(Progress(done=1, total=2), [as_rows(days)])) < 0.1 * days.nbytes
+
+
+def test_noise_is_sent_as_it_is() -> None:
+    noise = as_rows(np.random.default_rng(0).random(50_000))
+    pieces = encode_frame(Progress(done=1, total=2), [noise])
+    assert any(getattr(piece, "obj", None) is noise.obj for piece in pieces)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "V5", "M8[ns]"])
@@ -134,6 +162,12 @@ def test_received_buffers_are_writable_and_own_their_memory() -> None:
         (announced((5, 4)), "impossible size"),
         (announced((-1, 4)), "impossible size"),
         (announced((-2, -1)), "impossible size"),
+        (announced((1, 4, 0)), "impossible size"),
+        (announced((1, 4, -2)), "impossible size"),
+        (announced((1, 5, 2)), "impossible size"),
+        (announced((4, 4, 2)), "impossible size"),
+        (announced((1, 64, 32)), "impossible size"),
+        (announced((1, 2**40, 2**39)), "impossible size"),
         (PREFIX.pack(MAGIC, 10, 5), "at most"),
         (raw(b"not zstd", 100), "damaged"),
         (raw(compress(b"a" * 99), 100), "announced size"),
@@ -198,7 +232,7 @@ def test_a_gibibyte_of_zeros_does_not_unfold() -> None:
 
 def test_a_buffer_is_decompressed_without_holding_it_twice() -> None:
     size = 32 * 2**20
-    stream = whole(Progress(done=1, total=2), [b"\0" * size])
+    stream = whole(Progress(done=1, total=2), [as_rows(np.zeros(size // 8))])
     with allocating_at_most(int(1.4 * size)):
         [frame] = FrameDecoder().feed(stream)
     assert len(frame.buffers[0]) == size
