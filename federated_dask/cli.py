@@ -1,8 +1,8 @@
 """The command ``federated-dask``.
 
-Commands of other packages join through the entry-point group
-``federated_dask.commands``; that is how ``site`` and ``token`` get here when
-the extra ``[site]`` is installed.
+Commands that need more than the core join through the entry-point group
+``federated_dask.commands``: ``site``, ``token``, ``audit`` and ``grant``.  Where packages
+that they need are missing they say what to install.
 """
 
 from __future__ import annotations

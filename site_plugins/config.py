@@ -196,7 +196,10 @@ class EndpointSection(Section):
     origins: tuple[Origin, ...] = ()
     """Of web pages elsewhere that may ask this site, such as "https://portal.example"."""
     ca: File | None = None
-    """Certificates to trust for this endpoint, told to new peers; public authorities if None."""
+    """Certificates to trust for this endpoint; public authorities if None.
+
+    Told to new peers, who tell them to their own users: these need no file.
+    """
 
 
 class ClusterSection(Section):

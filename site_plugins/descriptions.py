@@ -169,6 +169,7 @@ def _problems(content: xr.Dataset) -> Iterator[str]:
         except TypeError as error:
             yield f"variable {name!r} is left out: {error}"
         except Exception as error:
+            # Engines raise whatever their libraries do; here the operator reads it.
             yield f"variable {name!r} cannot be read: {type(error).__name__}: {error}"
         chunks = stored_chunks(variable)
         size = math.prod(chunks or ()) * variable.dtype.itemsize

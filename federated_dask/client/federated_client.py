@@ -63,7 +63,9 @@ class FederatedClient:
         given sites state different addresses is not connected to.
     verify : bool, str or Path, default True
         True for the system's certificate authorities, or a PEM file of the only
-        ones to trust.
+        ones to trust.  For a peer that is discovered, the certificates that the given
+        sites vouch for take their place, unless it gets a token of its own address or
+        a login.
     timeout : float, default 60
         Seconds of silence after which a site counts as unavailable.
     compute_timeout : float, optional

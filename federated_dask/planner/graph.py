@@ -1,4 +1,4 @@
-"""From a Dask expression to a `PlanGraph`: the only module that knows Dask's graph types.
+"""From a Dask expression to a `PlanGraph`: tasks in topological order, and what they read.
 
 ::
 
@@ -95,6 +95,11 @@ class PlanTask:
     """True for Dask's own last step, which puts chunks together at home."""
     unsendable: str | None = None
     """Why its result, an object of the researcher, has no wire form."""
+
+    @property
+    def constant(self) -> object | None:
+        """The value that it hands on, where that stands in the graph; None where it is computed."""
+        return self.node.value if isinstance(self.node, DataNode) else None
 
 
 @dataclass

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from dask._task_spec import DataNode
 
 from federated_dask.planner.contents import Expectations
 from federated_dask.planner.expected import (
@@ -260,8 +259,7 @@ class _Estimates:
     def contents(self, task: PlanTask, count: float, size: float) -> Expected:
         """Say what is expected of the values of a task's result."""
         if task.program is None:
-            own = expected_of_value(task.node.value) if isinstance(task.node, DataNode) else None
-            return own or unknown(count, size)
+            return expected_of_value(task.constant) or unknown(count, size)
         operands = [self.operand(reference) for reference in task.program.references]
         return self.expectations.of(task.program, operands, count)
 

@@ -258,6 +258,7 @@ class _LastResort:
         try:
             await self.app(scope, receive, watched)
         except Exception:
+            # The boundary to the client: it is told that something went wrong, no more.
             logger.exception("%s %s failed", scope.get("method"), scope.get("path"))
             if started:
                 raise

@@ -125,6 +125,12 @@ def test_aliases_and_requested_leaves(federation: Federation) -> None:
     assert set(made) == {5}
 
 
+def test_what_stands_in_the_graph_is_known_without_dask(federation: Federation) -> None:
+    graph = lower({"c": (np.sum, "d"), "d": 5}, ["c", "d"], TABLE)
+    assert graph.tasks[graph.outputs["d"]].constant == 5
+    assert graph.tasks[graph.outputs["c"]].constant is None
+
+
 def test_equal_leaves_are_one(federation: Federation) -> None:
     x = stored(federation)
     graph = lowered((x[:2] + x[2:]).sum())
