@@ -233,7 +233,8 @@ def _remote(
     if len(described.dimensions) != len(described.shape):
         raise ValueError(f"variable {name!r} does not have one size for every dimension")
     source = SourceReference(connection.name, description.name, description.version, name)
-    limit = None if description.egress.tier == "open" else description.egress.limit or 0
+    # Nothing leaves of what only functions read; else what is not told has no limit.
+    limit = 0 if description.egress.tier == "functions-only" else description.egress.limit
     return RemoteVariable(connection, source, described.shape, dtype, limit, described.content)
 
 

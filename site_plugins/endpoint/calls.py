@@ -173,18 +173,22 @@ class CallRunner:
             self._running.pop(call.name, None)
             if not ended:
                 self._ended(call, None, None)
-            if waiting is not None and not waiting.done():
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
             if future is not None:
                 future.release()
             run.release()
             if outcome is None:
                 # Nobody tells what it took: it is charged for as long as it was there.
                 call.release.compute_seconds = call.elapsed
-            await call.release.close()
-            if holding is not None and not told:
-                await self._let_go(call, lease, holding)
+            # The client may leave just now, too: whatever waits is given up then, and so the
+            # call's place is given back first.
+            try:
+                await call.release.close()
+                if waiting is not None and not waiting.done():
+                    waiting.cancel()
+                    await asyncio.gather(waiting, return_exceptions=True)
+            finally:
+                if holding is not None and not told:
+                    await self._let_go(call, lease, holding)
 
     def _ended(self, call: Call, last: AnyCallEvent | None, lease: str | None) -> None:
         """Write the end of a call into the audit log, before anybody is told of it."""

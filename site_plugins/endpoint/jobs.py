@@ -343,9 +343,12 @@ class JobRunner:
             last = internal_failure(self.gateway.site)
         finally:
             run.release()
-            account = await self._closed(job)
-            job.release.compute_seconds = max(job.release.compute_seconds, account[0])
-            last = await self._settled(job, last)
+            try:
+                account = await self._closed(job)
+                job.release.compute_seconds = max(job.release.compute_seconds, account[0])
+            finally:
+                # Its place is given back although the client leaves just now.
+                last = await self._settled(job, last)
         if isinstance(last, Finished):
             last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
         await events.put(encode_frame(last))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from federated_dask.protocol.call_messages import Returned
 from federated_dask.protocol.messages import Accepted
 from site_plugins import LocalFederation
+from site_plugins.endpoint.calls import CallRunner
 from tests.site_plugins.calls import assembled, call, events, failed, result, returned
 from tests.site_plugins.helpers import DEADLINE, Caller
 
@@ -99,6 +101,33 @@ async def test_a_result_is_let_go_when_nobody_takes_it(north: Caller) -> None:
     # Who leaves now is never told of the lease that there is, or is about to be.
     async for _ in events(north, call("double", list(range(20_000)))):
         break
+
+
+async def test_a_place_is_given_back_whenever_the_caller_leaves(
+    north: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves with the last event, while the site still tidies up."""
+    real = CallRunner._wait
+    lingering = threading.Event()
+
+    async def linger(self: CallRunner, *arguments: Any) -> None:
+        try:
+            await real(self, *arguments)
+            await asyncio.sleep(DEADLINE)
+        finally:
+            lingering.set()
+            await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(CallRunner, "_wait", linger)
+    async for event, _ in events(north, call("add", 1)):
+        if isinstance(event, Returned):
+            break
+    assert isinstance(event, Returned)
+    deadline = time.monotonic() + DEADLINE
+    while await north.running_jobs():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert lingering.is_set()
 
 
 async def test_calls_wait_for_their_turn(north: Caller, tmp_path: Path) -> None:
