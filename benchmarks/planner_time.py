@@ -15,7 +15,7 @@ import dask.array as da
 import numpy as np
 
 from benchmarks.result import Result
-from federated_dask.client.collector import without_collection
+from federated_dask.collector import without_collection
 from federated_dask.planner.plan import make_plan
 from federated_dask.planner.sources import SiteFacts, SourceReference
 from federated_dask.protocol.operations import operation_table

@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster, wait
 from benchmarks.planner_time import Stored
 from benchmarks.result import Result
 from benchmarks.simulated import chosen, laid, quiet
-from federated_dask.client.collector import without_collection
+from federated_dask.collector import without_collection
 from federated_dask.planner.graph import PlanGraph
 from federated_dask.planner.plan import Job, Plan, make_plan
 from federated_dask.planner.sources import SiteFacts

@@ -26,7 +26,6 @@ from dask.core import flatten
 from dask.utils import parse_bytes
 
 from federated_dask.client import loop
-from federated_dask.client.collector import without_collection
 from federated_dask.client.execution import HomeCluster, execute
 from federated_dask.client.federation import Federation
 from federated_dask.client.future import FederatedFuture, share
@@ -34,6 +33,7 @@ from federated_dask.client.held import HeldValue, held_task
 from federated_dask.client.kept_results import KeptResults
 from federated_dask.client.progress import ProgressBars
 from federated_dask.client.run_record import RunRecord
+from federated_dask.collector import without_collection
 from federated_dask.errors import ConfigurationError
 from federated_dask.planner.explanation import Explanation
 from federated_dask.planner.graph import Key, has_site_data

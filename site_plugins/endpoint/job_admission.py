@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from federated_dask.collector import without_collection
 from federated_dask.errors import NotFound, NotPermitted, Reason, RequestRefused
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.bounded import check_written_sizes
@@ -28,7 +29,7 @@ from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.resources import require_resources, resources_asked
-from site_plugins.endpoint.running import SMALL_GRAPH, Job, JobSettings, Pull, without_collection
+from site_plugins.endpoint.running import SMALL_GRAPH, Job, JobSettings, Pull
 from site_plugins.endpoint.tasks import BuiltGraph, build_graph
 from site_plugins.policy import unknown
 from site_plugins.scheduler_plugin import LeasedOutput

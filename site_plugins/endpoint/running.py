@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import logging
 import pickle
 import secrets
-import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import dask.base
 import dask.config
@@ -24,6 +22,7 @@ import numpy as np
 from dask._expr import LLGExpr
 from distributed.client import Client, Future, as_completed
 
+from federated_dask.collector import without_collection
 from federated_dask.errors import Reason, RequestRefused, TaskFailed
 from federated_dask.protocol.frames import Buffer, encode_frame
 from federated_dask.protocol.limits import Limits
@@ -51,12 +50,9 @@ __all__ = [
     "Pull",
     "Run",
     "TaskError",
-    "without_collection",
 ]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Pieces: TypeAlias = list[Buffer]
 """A frame, as pieces to write one after the other."""
@@ -341,26 +337,6 @@ def _is_small(value: object) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return not value.dtype.hasobject and value.nbytes <= SMALL_RESULT
     return value is None or isinstance(value, bool | int | float)
-
-
-_collection = threading.Lock()
-
-
-def without_collection(function: Callable[[], T]) -> T:
-    """Call a function that makes many objects and no garbage.
-
-    Python's collector would look at all of them again and again: measured, 30 µs
-    for each task of a large graph instead of 7.
-    """
-    # One at a time, so that none turns it on again while another runs.
-    with _collection:
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return function()
-        finally:
-            if was_enabled:
-                gc.enable()
 
 
 class _Pickled:

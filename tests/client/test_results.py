@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from federated_dask import FederatedClient
-from federated_dask.client.collector import without_collection
 from federated_dask.client.results import decode_result
 from federated_dask.errors import FederatedError, Reason, SiteUnavailable
 from federated_dask.protocol.frames import encode_frame
@@ -119,13 +118,4 @@ class TestPlanning:
         monkeypatch.setattr(computing, "make_plan", watched)
         answering(sent(MEAN))
         assert seen == [False]
-        assert gc.isenabled()
-
-    def test_a_plan_within_a_plan(self) -> None:
-        assert without_collection(lambda: without_collection(gc.isenabled)) is False
-        assert gc.isenabled()
-
-    def test_after_an_error(self) -> None:
-        with pytest.raises(ZeroDivisionError):
-            without_collection(lambda: 1 / 0)
         assert gc.isenabled()
