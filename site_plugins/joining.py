@@ -18,6 +18,7 @@ from federated_dask.protocol.identity_messages import SiteIntroduction
 from federated_dask.protocol.messages import Failure
 from site_plugins.config import PeerSection, SiteConfig
 from site_plugins.invitations import InvitationCode, join_request
+from site_plugins.outgoing import NETWORK_ERRORS, OutgoingSession, read_up_to
 from site_plugins.peers import PeerList, plain_certificates, plain_public_key
 
 __all__ = ["join"]
@@ -90,24 +91,13 @@ async def _ask(
     trust: ssl.SSLContext | aiohttp.Fingerprint,
     body: bytes | None,
 ) -> bytes:
-    timeout = aiohttp.ClientTimeout(total=JOIN_SECONDS)
+    session = OutgoingSession(headers={"Content-Type": "application/json"})
     try:
         async with (
-            aiohttp.ClientSession(
-                timeout=timeout, trust_env=False, auto_decompress=False
-            ) as session,
-            session.request(
-                method,
-                address + path,
-                data=body,
-                headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-                ssl=trust,
-                allow_redirects=False,
-            ) as reply,
+            asyncio.timeout(JOIN_SECONDS),
+            session.request(method, address + path, trust, body=body) as reply,
         ):
-            data = await reply.content.read(LONGEST_REPLY)
-            while len(data) < LONGEST_REPLY and (more := await reply.content.read(LONGEST_REPLY)):
-                data += more
+            data = await read_up_to(reply, LONGEST_REPLY)
     except aiohttp.ServerFingerprintMismatch as error:
         raise NotAuthenticated(
             f"At {address} answers another site than the one that made the code.",
@@ -120,15 +110,16 @@ async def _ask(
             reason=Reason.CERTIFICATE_NOT_TRUSTED,
             hint="Its operator sets [endpoint] ca in site.toml; then join again.",
         ) from error
-    except (aiohttp.ClientError, ssl.SSLError, OSError, TimeoutError) as error:
+    except NETWORK_ERRORS as error:
         raise SiteUnavailable(
             f"{address} does not answer ({type(error).__name__}).",
             reason=Reason.UNREACHABLE,
             hint="Check the address, and that the site is running.",
         ) from error
     finally:
-        # aiohttp ends its TLS connections one turn of the loop later.
-        await asyncio.sleep(0)
+        await session.close()
+    if data is None:
+        raise _unlike_a_site(address)
     if reply.status == 200:
         return data
     try:

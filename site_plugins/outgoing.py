@@ -47,7 +47,7 @@ class OutgoingSession:
         self,
         method: str,
         url: str,
-        trust: ssl.SSLContext,
+        trust: ssl.SSLContext | aiohttp.Fingerprint,
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,

@@ -99,7 +99,7 @@ def compressed(buffer: Buffer) -> tuple[Buffer, int]:
     (True, 8)
     """
     view = memoryview(buffer)
-    width = view.shape[1] if view.ndim == 2 else 1
+    width = view.shape[1] if view.shape and view.ndim == 2 else 1
     size = view.nbytes
     if view.ndim != 1 or view.itemsize != 1:
         view = view.cast("B")
