@@ -48,8 +48,8 @@ from site_plugins.config import FunctionsSection
 from site_plugins.endpoint.call_admission import Call, CallAdmission
 from site_plugins.endpoint.failures import (
     JobFailed,
+    failure_at_boundary,
     failure_of_call,
-    internal_failure,
     refused_argument,
     scrubbed,
 )
@@ -156,15 +156,9 @@ class CallRunner:
                             returned, lease=lease, lease_seconds=seconds
                         )
                     last = returned, content
-                except JobFailed as error:
-                    last = error.failure, ()
-                except FederatedError as error:
-                    error.site = error.site or self.gateway.site
-                    last = Failure.from_error(error), ()
-                except Exception:
-                    # The boundary to the client: it is told that something went wrong, no more.
-                    logger.exception("Call %s of %s failed", call.name, call.function.name)
-                    last = internal_failure(self.gateway.site), ()
+                except Exception as error:
+                    what = f"Call {call.name} of {call.function.name}"
+                    last = failure_at_boundary(error, self.gateway.site, what), ()
             self._ended(call, last[0], lease if holding else None)
             ended = True
             yield last

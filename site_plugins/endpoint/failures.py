@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import traceback
@@ -20,12 +21,15 @@ from site_plugins.signatures import ArgumentError
 
 __all__ = [
     "JobFailed",
+    "failure_at_boundary",
     "failure_of_call",
     "failure_of_task",
     "internal_failure",
     "refused_argument",
     "scrubbed",
 ]
+
+logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 4_000
 LONGEST_SCRUBBED = 4 * LONGEST_MESSAGE
@@ -200,7 +204,7 @@ def _frames(trace: TracebackType | None, site: str, datasets: list[StoredDataset
 
 
 class JobFailed(TaskFailed):
-    """A task's failure on its way to a reply that is no stream of events."""
+    """The failure of a task or call on its way to the client, with all that is told of it."""
 
     def __init__(self, failure: Failure) -> None:
         error = failure.to_error()
@@ -219,3 +223,24 @@ def internal_failure(site: str) -> Failure:
             hint="Tell the site's operator when it happened, who finds it in the site's log.",
         )
     )
+
+
+def failure_at_boundary(error: Exception, site: str, what: str) -> Failure:
+    """Say what ended a job or call; of an error that is none of ours, only that there was one.
+
+    Parameters
+    ----------
+    error : Exception
+        What ended it.
+    site : str
+        Name of the site.
+    what : str
+        What failed, for the site's log.
+    """
+    if isinstance(error, JobFailed):
+        return error.failure
+    if isinstance(error, FederatedError):
+        error.site = error.site or site
+        return Failure.from_error(error)
+    logger.error("%s failed", what, exc_info=error)
+    return internal_failure(site)

@@ -47,7 +47,7 @@ from federated_dask.protocol.operations import OperationTable
 from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import owner_of
-from site_plugins.endpoint.failures import JobFailed, internal_failure
+from site_plugins.endpoint.failures import failure_at_boundary, internal_failure
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.job_admission import JobAdmission
 from site_plugins.endpoint.operands import read_task
@@ -57,7 +57,6 @@ from site_plugins.endpoint.running import (
     JobSettings,
     Pieces,
     Run,
-    TaskError,
 )
 from site_plugins.endpoint.tasks import BuiltGraph
 from site_plugins.scheduler_plugin import LeasedOutput
@@ -253,8 +252,6 @@ class JobRunner:
                 site=self.gateway.site,
                 hint="Ask for a smaller part, or try again later.",
             ) from None
-        except TaskError as error:
-            raise JobFailed(error.failure) from None
         finally:
             run.release()
             try:
@@ -332,15 +329,9 @@ class JobRunner:
         last: JobEvent | None = None
         try:
             last = await self._run(job, run, events, holding)
-        except TaskError as error:
-            last = error.failure
-        except FederatedError as error:
-            error.site = error.site or self.gateway.site
-            last = Failure.from_error(error)
-        except Exception:
-            # The boundary to the client: it is told no more than that something went wrong.
-            logger.exception("Job %s of %s failed", job.name, job.owner.partition("\n")[2])
-            last = internal_failure(self.gateway.site)
+        except Exception as error:
+            subject = job.owner.partition("\n")[2]
+            last = failure_at_boundary(error, self.gateway.site, f"Job {job.name} of {subject}")
         finally:
             run.release()
             try:

@@ -30,7 +30,7 @@ from federated_dask.protocol.messages import Failure, Output, Result
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.values import encode_value
 from site_plugins.endpoint.byte_budgets import Room
-from site_plugins.endpoint.failures import failure_of_task
+from site_plugins.endpoint.failures import JobFailed, failure_of_task
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.peering import Peering
 from site_plugins.endpoint.release import Release
@@ -49,7 +49,6 @@ __all__ = [
     "Pieces",
     "Pull",
     "Run",
-    "TaskError",
 ]
 
 logger = logging.getLogger(__name__)
@@ -112,14 +111,6 @@ class Job:
     """Values to be fetched from peers before the tasks are submitted."""
     room: Room = dataclasses.field(default_factory=Room)
     """Memory of the endpoint that its submission takes, until the cluster has the tasks."""
-
-
-class TaskError(Exception):
-    """A task of the job failed."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 class Run:
@@ -228,7 +219,7 @@ class Run:
             ready = [future, *done.next_batch(block=False)]
             for one in ready:
                 if one.status != "finished":
-                    raise TaskError(await self._failure(one))
+                    raise JobFailed(await self._failure(one))
             keys = [one.key for one in ready if one.key in positions]
             async for key, value in self._gathered(keys):
                 for position in positions[key]:
@@ -269,8 +260,8 @@ class Run:
             # Whatever a result's own class raises while it is unpacked, or a worker that is lost.
             failed = [future for future in futures if future.status != "finished"]
             if failed:
-                raise TaskError(await self._failure(failed[0])) from None
-            raise TaskError(self._described(error, self.job.built.keys.index(keys[0]))) from None
+                raise JobFailed(await self._failure(failed[0])) from None
+            raise JobFailed(self._described(error, self.job.built.keys.index(keys[0]))) from None
         values.reverse()
         for key in keys:
             yield key, values.pop()
