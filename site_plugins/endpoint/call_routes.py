@@ -22,7 +22,7 @@ from site_plugins.endpoint.call_admission import Call
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.code import admit_code, require_code
 from site_plugins.endpoint.json_messages import json_reply
-from site_plugins.endpoint.schemas import failures, frames, json_of
+from site_plugins.endpoint.schemas import CALLING, failures, frames, json_of
 from site_plugins.endpoint.streams import FrameStream
 
 __all__ = ["router"]
@@ -87,16 +87,7 @@ async def function(request: Request, principal: Asker, name: FunctionName) -> Re
             "`returned` or `failure` last.",
             status=200,
         ),
-        **failures(
-            Reason.TOKEN_MISSING,
-            Reason.NOT_PERMITTED,
-            Reason.UNKNOWN_FUNCTION,
-            Reason.VERSION_CHANGED,
-            Reason.INVALID_ARGUMENT,
-            Reason.LIMIT_EXCEEDED,
-            Reason.MALFORMED,
-            Reason.DATASET_UNREADABLE,
-        ),
+        **failures(*CALLING),
     },
     response_class=Response,
 )

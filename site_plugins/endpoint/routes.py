@@ -31,7 +31,7 @@ from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.json_messages import json_reply, json_request
 from site_plugins.endpoint.parameters import DatasetName, PeerStatement
 from site_plugins.endpoint.peering import Peering
-from site_plugins.endpoint.schemas import failures, frames, json_body, json_of
+from site_plugins.endpoint.schemas import READING, failures, frames, json_body, json_of
 from site_plugins.endpoint.streams import FrameResponse, FrameStream
 from site_plugins.policy import Policy
 
@@ -203,18 +203,7 @@ async def dataset(
     summary="A part of a variable",
     responses={
         **frames("`Result` of output 0: the values.", status=200),
-        **failures(
-            Reason.TOKEN_MISSING,
-            Reason.EXPORT_NOT_ALLOWED,
-            Reason.NOT_PERMITTED,
-            Reason.BUDGET_EXHAUSTED,
-            Reason.LICENSE_NOT_ACCEPTED,
-            Reason.UNKNOWN_VARIABLE,
-            Reason.VERSION_CHANGED,
-            Reason.LIMIT_EXCEEDED,
-            Reason.MALFORMED,
-            Reason.DATASET_UNREADABLE,
-        ),
+        **failures(*READING),
     },
     response_class=Response,
 )

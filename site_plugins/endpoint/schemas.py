@@ -43,7 +43,7 @@ from federated_dask.protocol.project_messages import (
     Projects,
 )
 
-__all__ = ["components", "failures", "frames", "json_body", "json_of"]
+__all__ = ["CALLING", "READING", "components", "failures", "frames", "json_body", "json_of"]
 
 SCHEMA = "#/components/schemas/"
 ALSO = {
@@ -52,6 +52,30 @@ ALSO = {
     Reason.UNKNOWN_VARIABLE: (Reason.UNKNOWN_DATASET,),
     Reason.EXPORT_NOT_ALLOWED: (),
 }
+READING = (
+    Reason.TOKEN_MISSING,
+    Reason.EXPORT_NOT_ALLOWED,
+    Reason.NOT_PERMITTED,
+    Reason.BUDGET_EXHAUSTED,
+    Reason.LICENSE_NOT_ACCEPTED,
+    Reason.UNKNOWN_VARIABLE,
+    Reason.VERSION_CHANGED,
+    Reason.LIMIT_EXCEEDED,
+    Reason.MALFORMED,
+    Reason.DATASET_UNREADABLE,
+)
+"""Why a part of a variable is refused, whatever the form in which it is asked for."""
+CALLING = (
+    Reason.TOKEN_MISSING,
+    Reason.NOT_PERMITTED,
+    Reason.UNKNOWN_FUNCTION,
+    Reason.VERSION_CHANGED,
+    Reason.INVALID_ARGUMENT,
+    Reason.LIMIT_EXCEEDED,
+    Reason.MALFORMED,
+    Reason.DATASET_UNREADABLE,
+)
+"""Why a call is refused before it begins, whatever the form of its arguments."""
 
 
 @cache

@@ -18,7 +18,7 @@ from site_plugins.endpoint.parameters import DatasetName
 from site_plugins.endpoint.previews import preview_of
 from site_plugins.endpoint.renderings import JSON, PNG, RAW, choose
 from site_plugins.endpoint.replies import rendered, value_in
-from site_plugins.endpoint.schemas import failures
+from site_plugins.endpoint.schemas import READING, failures
 from site_plugins.endpoint.web_schemas import NOT_ACCEPTABLE, renderings
 from site_plugins.tokens import Principal
 
@@ -36,19 +36,7 @@ Arrays = Annotated[
         "as base64, or only dtype and shape."
     ),
 ]
-REFUSALS = NOT_ACCEPTABLE | failures(
-    Reason.TOKEN_MISSING,
-    Reason.EXPORT_NOT_ALLOWED,
-    Reason.NOT_PERMITTED,
-    Reason.BUDGET_EXHAUSTED,
-    Reason.LICENSE_NOT_ACCEPTED,
-    Reason.UNKNOWN_VARIABLE,
-    Reason.VERSION_CHANGED,
-    Reason.LIMIT_EXCEEDED,
-    Reason.INVALID_ARGUMENT,
-    Reason.MALFORMED,
-    Reason.DATASET_UNREADABLE,
-)
+REFUSALS = NOT_ACCEPTABLE | failures(*READING, Reason.INVALID_ARGUMENT)
 
 
 @router.get(

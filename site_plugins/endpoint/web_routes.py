@@ -17,7 +17,7 @@ from site_plugins.endpoint.authentication import Asker, owner_of
 from site_plugins.endpoint.calls import CallRunner
 from site_plugins.endpoint.renderings import JSON, MEDIA_TYPES, choose
 from site_plugins.endpoint.replies import SAFE, BytesResponse, rendered
-from site_plugins.endpoint.schemas import failures, json_of
+from site_plugins.endpoint.schemas import CALLING, failures, json_of
 from site_plugins.endpoint.streams import FrameStream
 from site_plugins.endpoint.web_arguments import submission_of
 from site_plugins.endpoint.web_bodies import receive_arguments
@@ -66,18 +66,7 @@ def _status(call: WebCall, status: int = 200, headers: dict[str, str] | None = N
         **renderings(*MEDIA_TYPES),
         **CALLED,
         **NOT_ACCEPTABLE,
-        **failures(
-            Reason.TOKEN_MISSING,
-            Reason.NOT_PERMITTED,
-            Reason.UNKNOWN_FUNCTION,
-            Reason.VERSION_CHANGED,
-            Reason.INVALID_ARGUMENT,
-            Reason.FUNCTION_FAILED,
-            Reason.LIMIT_EXCEEDED,
-            Reason.MALFORMED,
-            Reason.QUOTA_EXCEEDED,
-            Reason.DATASET_UNREADABLE,
-        ),
+        **failures(*CALLING, Reason.FUNCTION_FAILED, Reason.QUOTA_EXCEEDED),
     },
     response_class=Response,
 )
