@@ -43,16 +43,19 @@ def last_call(program: Program) -> wire.Call | None:
     return step if isinstance(step, wire.Call) else None
 
 
-def keyword(node: wire.Node, name: str) -> wire.Node:
-    """Value of a keyword, wherever in a call's or callable's layers it is bound; else None."""
+def keyword(node: wire.Node, name: str, *, first: bool = False) -> wire.Node:
+    """Value of a keyword, wherever in a call's or callable's layers it is bound; else None.
+
+    Of composed functions that of the one applied last is given, or of the one applied `first`.
+    """
     while True:
         if isinstance(node, wire.Call | wire.Partial):
             for key, value in node.keywords:
                 if key == name:
                     return value
             node = node.function
-        elif isinstance(node, wire.Compose):
-            node = node.functions[0]
+        elif isinstance(node, wire.Compose) and node.functions:
+            node = node.functions[-1 if first else 0]
         else:
             return None
 

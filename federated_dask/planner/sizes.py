@@ -396,7 +396,7 @@ class _Reading:
         if FLOX_CHUNK in uses(call.function):
             itemsize = _flox_itemsize(call)
             before = sum(map(count_references, program.template.steps[:-1]))
-            axes = _axes(_given_first(call, "axis"))
+            axes = _axes(keyword(call, "axis", first=True))
             return cls(
                 (before, before + bound),
                 groups=True,
@@ -425,7 +425,7 @@ _NOTHING = _Reading()
 
 def _flox_itemsize(call: wire.Call) -> int:
     """Bytes per group of all arrays that flox keeps; counts shrink to nothing on the wire."""
-    stated, functions = _given_first(call, "dtype"), _given_first(call, "func")
+    stated, functions = keyword(call, "dtype", first=True), keyword(call, "func", first=True)
     dtypes = stated.items if isinstance(stated, wire.Tuple) else (stated,)
     names = functions.items if isinstance(functions, wire.Tuple) else (None,) * len(dtypes)
     total = 0
@@ -448,17 +448,3 @@ def _number(node: wire.Node) -> int | None:
 def _axes(axes: wire.Node) -> tuple[int, ...]:
     items = axes.items if isinstance(axes, wire.Tuple | wire.List) else (axes,)
     return tuple(item.value for item in items if isinstance(item, wire.Number))
-
-
-def _given_first(node: wire.Node, name: str) -> wire.Node:
-    """Value of a keyword of the function that is applied first, wherever it is bound."""
-    while True:
-        if isinstance(node, wire.Call | wire.Partial):
-            for key, value in node.keywords:
-                if key == name:
-                    return value
-            node = node.function
-        elif isinstance(node, wire.Compose) and node.functions:
-            node = node.functions[-1]
-        else:
-            return None

@@ -36,6 +36,7 @@ __all__ = [
     "Slice",
     "Template",
     "Tuple",
+    "applied_first",
     "children",
     "walk",
 ]
@@ -211,6 +212,28 @@ def children(node: Node) -> Sequence[Node]:
     if isinstance(node, Compose):
         return node.functions
     return ()
+
+
+def applied_first(function: Node) -> tuple[str | None, int]:
+    """Name of the operation that gets a callable's arguments, and how many it has got before.
+
+    Examples
+    --------
+    >>> applied_first(Compose((Operation("len"), Partial(Operation("getitem"), (Number(1),)))))
+    ('getitem', 1)
+    """
+    bound = 0
+    while True:
+        if isinstance(function, Operation):
+            return function.name, bound
+        if isinstance(function, Partial):
+            bound += len(function.arguments)
+            function = function.function
+        elif isinstance(function, Compose) and function.functions:
+            # What is bound to a composition goes to the function applied first.
+            function = function.functions[-1]
+        else:
+            return None, bound
 
 
 def walk(node: Node) -> Iterator[Node]:

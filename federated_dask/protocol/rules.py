@@ -46,6 +46,7 @@ from federated_dask.protocol.nodes import (
     Scalar,
     Template,
     Tuple,
+    applied_first,
     children,
 )
 from federated_dask.protocol.operations import OperationTable
@@ -184,7 +185,7 @@ class _Checker:
         self.enter(depth)
         count = len(node.arguments)
         self.function(node.function, depth + 1, count)
-        name, before = _target(node.function)
+        name, before = applied_first(node.function)
         if name in names.READS and isinstance(node.function, Operation) and count:
             self.first_of_read(node.arguments[0])
         self.arguments(name, before, node.arguments, depth, is_call=True, total=before + count)
@@ -204,7 +205,7 @@ class _Checker:
             self.operation(node.name, count, after)
         elif isinstance(node, Partial):
             self.function(node.function, depth + 1, count + len(node.arguments), after)
-            name, before = _target(node.function)
+            name, before = applied_first(node.function)
             total = before + len(node.arguments) + count
             self.arguments(name, before, node.arguments, depth, is_call=False, total=total)
             self.keywords(name, node.keywords, depth, total=total)
@@ -221,7 +222,7 @@ class _Checker:
         self.operations.add(name)
         if count > self.table.most_positional(name):
             raise _not_permitted(f"{name} may not be given {count} positional arguments.")
-        if name in names.IN_PLACE and _target(after)[0] not in names.IN_PLACE[name]:
+        if name in names.IN_PLACE and applied_first(after)[0] not in names.IN_PLACE[name]:
             raise _not_permitted(f"{name} writes into its argument.")
 
     def arguments(
@@ -333,22 +334,6 @@ def _has_parameter(function: Any, parameter: str) -> bool:
         return parameter in inspect.signature(function).parameters
     except ValueError:
         return False
-
-
-def _target(function: Node) -> tuple[str | None, int]:
-    """Name of the operation that gets the arguments, and how many it has got before."""
-    bound = 0
-    while True:
-        if isinstance(function, Operation):
-            return function.name, bound
-        if isinstance(function, Partial):
-            bound += len(function.arguments)
-            function = function.function
-        elif isinstance(function, Compose) and function.functions:
-            # What is bound to a composition goes to the function applied first.
-            function = function.functions[-1]
-        else:
-            return None, bound
 
 
 def _operations_called(function: Node) -> Iterator[str]:

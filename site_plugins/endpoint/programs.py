@@ -21,6 +21,7 @@ from dask._task_spec import DataNode, GraphNode, Task, TaskRef
 from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol import graph as wire
 from federated_dask.protocol.dtypes import decode_dtype
+from federated_dask.protocol.nodes import applied_first
 from federated_dask.protocol.operation_names import READS, TEXTS
 from federated_dask.protocol.operations import OperationTable
 from site_plugins.endpoint.guards import guarded
@@ -174,7 +175,8 @@ class _Columns:
     ) -> list[_Constant | _Column]:
         """Expand what is given to a function."""
         # flox knows some functions by what they are, and looks after their results itself.
-        limit, self.limit = self.limit, None if _target(function) in TEXTS else self.limit
+        is_text = applied_first(function)[0] in TEXTS
+        limit, self.limit = self.limit, None if is_text else self.limit
         found = [self.expand(node) for node in nodes]
         self.limit = limit
         return found
@@ -226,19 +228,6 @@ def _tasks(
         Task(key, function, *row[:at], **dict(zip(names, row[at:], strict=True)))
         for key, row in pairs
     ]
-
-
-def _target(function: wire.Node) -> str | None:
-    """Name of the operation that gets the arguments."""
-    while True:
-        if isinstance(function, wire.Operation):
-            return function.name
-        if isinstance(function, wire.Partial):
-            function = function.function
-        elif isinstance(function, wire.Compose) and function.functions:
-            function = function.functions[-1]
-        else:
-            return None
 
 
 def _is_read(node: wire.Call) -> bool:
