@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from federated_dask.free_ports import free_ports
+
 PROJECT = Path(__file__).parent / "dasf_project"
 ENVIRONMENT = Path(tempfile.gettempdir()) / "federated-dask-dasf"
 PACKAGES = (
@@ -38,7 +40,7 @@ MEASURE_SECONDS = 240.0
 def measure(calls: int, seconds: float, callers: tuple[int, ...], sizes: dict[int, int]) -> Any:
     """Measure in a process of the other environment; see `dasf_project/measure.py`."""
     python = environment()
-    port = free_port()
+    [port] = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "project"
         shutil.copytree(PROJECT, place)
@@ -98,13 +100,6 @@ def variables(place: Path) -> dict[str, str]:
     # Ours would be found there instead of the modules of the other environment.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**inherited, "PYTHONPATH": str(place)}
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 def wait_for(port: int) -> None:

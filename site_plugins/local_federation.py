@@ -11,9 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
-import random
 import re
-import socket
 import tempfile
 import threading
 import weakref
@@ -28,6 +26,7 @@ import xarray as xr
 from distributed.utils import silence_logging_cmgr
 
 from federated_dask.errors import ConfigurationError
+from federated_dask.free_ports import free_ports
 from site_plugins.certificates import new_authority, write_certificates, write_private_file
 from site_plugins.config import SiteConfig, parse_config
 from site_plugins.keys import new_issuer_key, public_key_of
@@ -41,7 +40,6 @@ T = TypeVar("T")
 TOKEN_SECONDS = 24 * 3600.0
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
-PORTS = range(15_000, 32_000)
 TABLES = {"title", "endpoint", "cluster", "limits", "quotas", "datasets", "functions"}
 TABLES |= {"exchanges", "grants", "issuers", "projects"}
 GRANTS = ({"to": "anyone", "may": ["describe", "compute", "call"], "on": ["*"]},)
@@ -225,7 +223,7 @@ def _configs(
 ) -> dict[str, SiteConfig]:
     authority = new_authority()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    ports = _free_ports(len(sites))
+    ports = free_ports(len(sites))
     addresses = {name: f"https://127.0.0.1:{port}" for name, port in zip(sites, ports, strict=True)}
     homes = {name: folder / f"site-{number}" for number, name in enumerate(sites)}
     for home in homes.values():
@@ -308,25 +306,6 @@ def _dataset(name: str, given: Any, folder: Path) -> dict[str, Any]:
 
 def _is_dataset(given: object) -> bool:
     return isinstance(given, xr.Dataset)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Find ports that are free now: each site has to know the others' before any has started.
-
-    Not of those that the system hands out by itself: on a busy machine one of them
-    would be somebody else's before the site listens there.
-    """
-    candidates = random.sample(PORTS, len(PORTS))
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            found = stack.enter_context(socket.socket())
-            # When all of these are taken, any will do.
-            wanted = candidates.pop() if candidates else 0
-            with contextlib.suppress(OSError):
-                found.bind(("127.0.0.1", wanted))
-                ports.append(found.getsockname()[1])
-        return ports
 
 
 class _QuietDask:

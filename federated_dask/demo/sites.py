@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
-import socket
 import subprocess
 import sys
 import time
@@ -16,13 +14,13 @@ from types import MappingProxyType
 
 from federated_dask.demo.data import DemoDataset
 from federated_dask.errors import Reason, SiteUnavailable
+from federated_dask.free_ports import free_ports
 
 __all__ = ["Federation", "Server", "running_sites"]
 
 START_SECONDS = 90.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.1
-PORTS = range(15_000, 32_000)
 MODULE = ("-m", "federated_dask")
 
 
@@ -79,7 +77,7 @@ def running_sites(
     interpreters : mapping of str to str, optional
         Python interpreters that run sites, by site, where it is not this one.
     """
-    ports = _free_ports(len(datasets))
+    ports = free_ports(len(datasets))
     addresses = {
         dataset.site: f"https://127.0.0.1:{port}"
         for (dataset, _), port in zip(datasets, ports, strict=True)
@@ -101,20 +99,6 @@ def running_sites(
         yield Federation(addresses, tokens, str(bundle.resolve()), servers)
     finally:
         _stop(processes.values())
-
-
-def _free_ports(count: int) -> list[int]:
-    # Not of those that the system hands out by itself: on a busy machine one of them would be
-    # somebody else's before the site listens there.
-    candidates = random.sample(PORTS, len(PORTS))
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            found = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                found.bind(("127.0.0.1", candidates.pop() if candidates else 0))
-                ports.append(int(found.getsockname()[1]))
-        return ports
 
 
 def _configure(
