@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Limits"]
+__all__ = ["LARGEST_INTEGER_BITS", "Limits"]
 
 MEBI = 2**20
+LARGEST_INTEGER_BITS = 4096
+"""Of Python's integers, sent or made: what is done with one takes longer than its length."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from federated_dask.errors import Reason, RequestRefused
 from federated_dask.protocol.compression import as_rows
 from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype, has_gaps
 from federated_dask.protocol.frames import Buffer
+from federated_dask.protocol.limits import LARGEST_INTEGER_BITS
 from federated_dask.protocol.trees import (
     ArrayValue,
     BytesValue,
@@ -66,7 +67,6 @@ HASH_MODULUS = 2**61 - 1
 """Python's hash of a number is its remainder: larger integers with equal ones are easy to find."""
 MOST_TUPLE_KEYS = 256
 """Tuples with equal hashes can be found too; with so few, even those cost next to nothing."""
-LARGEST_INTEGER_BITS = 4096
 FURTHEST_DATE = 100_000 * 366 * 86_400 * 10**6
 """Microseconds from year 1: cftime needs time in proportion to the distance of a date."""
 UNENCODABLE = (KeyError, OverflowError, RecursionError, ValueError)

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from federated_dask.protocol.limits import LARGEST_INTEGER_BITS
+
 __all__ = [
     "STANDING_IN",
     "along_axis",
@@ -71,7 +73,6 @@ ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
 }
 SPARSE = frozenset({"csc_array", "csc_matrix", "csr_array", "csr_matrix"})
 MASKED_KEYWORDS = frozenset({"fill_value", "keep_mask", "ndmin", "shrink", "subok"})
-LARGEST_INTEGER_BITS = 4096
 
 
 def identity(value: Any) -> Any:
