@@ -11,7 +11,7 @@ import getpass
 import logging
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -65,7 +65,10 @@ def token() -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", help="Name of the site; that of DIR by default.")
 @click.option(
-    "--host", "hosts", multiple=True, help="Further host name or IP address for the certificate."
+    "--host",
+    "hosts",
+    multiple=True,
+    help="Host name or IP address by which others reach the site; several for the certificate.",
 )
 def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
     """Write what a new site needs into DIR.
@@ -93,7 +96,8 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
         public_key = public_key_of(folder / "keys" / "issuer.pem")
         (folder / "keys" / "issuer_public.pem").write_bytes(public_key)
         user = getpass.getuser()
-        (folder / "site.toml").write_text(TEMPLATE.format(name=name, user=user), "utf-8")
+        text = TEMPLATE.format(name=name, user=user, **_reached_at(hosts))
+        (folder / "site.toml").write_text(text, "utf-8")
         config = load_config(folder / "site.toml")
         first = create_token(config, user, parse_duration(FIRST_TOKEN_LIFETIME))
         write_private_file(folder / "token.txt", f"{first}\n".encode())
@@ -112,6 +116,14 @@ def init(folder: Path, name: str | None, hosts: tuple[str, ...]) -> None:
         f"The token is for {user!r} and lives {FIRST_TOKEN_LIFETIME}; "
         f"`federated-dask token create` makes others."
     )
+
+
+def _reached_at(hosts: Sequence[str]) -> dict[str, str]:
+    """Say where the site listens, and how others reach it."""
+    if not hosts:
+        return {"host": "127.0.0.1", "address": '# address = "https://data.example.org"'}
+    first = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
+    return {"host": "0.0.0.0", "address": f'address = "https://{first}:8786"'}  # noqa: S104
 
 
 def _site_name(folder: Path, name: str | None) -> str:
@@ -399,13 +411,13 @@ TEMPLATE = """\
 name = "{name}"
 # title = "Institute of Northern Studies"
 # The URL under which others reach the endpoint, where it is not https://host:port.
-# address = "https://data.example.org"
+{address}
 # Folder of what the site remembers: grants, budgets, quotas, the audit log.
 # state = "state"
 
 [endpoint]
 # "0.0.0.0" listens on all networks of this machine; 0 takes any free port.
-host = "127.0.0.1"
+host = "{host}"
 port = 8786
 # Made for this machine by `site init`. Clients trust them by certificates/ca.pem.
 certificate = "certificates/certificate.pem"

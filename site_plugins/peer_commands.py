@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -55,10 +57,27 @@ def invite(config: Path, name: str, lifetime: str) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--lifetime") from error
     with _opened(config) as (site, registry, known, audit):
+        _warn_of_address(site)
         code = Invitations(site, registry, known).create(name, seconds)
         audit.write("peer_invited", None, by=OPERATOR, peer=name)
     click.echo(f"The operator of {name!r} runs, within {lifetime}:\n", err=True)
     click.echo(f"federated-dask site join SITE.TOML {site.public_address()} {code}")
+
+
+def _warn_of_address(site: SiteConfig) -> None:
+    """Say so where nobody elsewhere can reach the address that the site tells."""
+    parts = urlsplit(site.public_address())
+    host = parts.hostname or ""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if is_loopback or parts.port == 0:
+        click.echo(
+            f"Warning: {site.public_address()} can be reached from this machine only. Set host or "
+            "address in [endpoint] of site.toml.\n",
+            err=True,
+        )
 
 
 @click.command(short_help="Become a peer of the site at URL by its CODE.")

@@ -155,6 +155,8 @@ class SiteConnection:
             project,
         )
         self.counter = LinkCounter()
+        self.is_shut = False
+        """Whether its client was closed: nothing new is asked for by it."""
 
     @property
     def name(self) -> str:
@@ -183,6 +185,20 @@ class SiteConnection:
         The connection stays usable: the next request opens new ones.
         """
         await close_sessions(self, self.parameters.session_key)
+
+    def require_open(self) -> None:
+        """Raise `ConfigurationError` where the client was closed.
+
+        What was persisted by it can be had all the same.
+        """
+        if self.is_shut:
+            # Dask's own schedulers would go on, and download all that an expression reads.
+            raise ConfigurationError(
+                "The client by which this was opened is closed.",
+                site=self.name,
+                hint="Make a new FederatedClient and open it again, or compute before the "
+                "`with` block ends.",
+            )
 
     async def health(self) -> dict[str, str]:
         """Ask whether the site works; needs no token."""
@@ -304,6 +320,7 @@ class SiteConnection:
                 result, buffers = await reply.frame(Result, limits)
                 return as_array(decode_value(result.value, buffers))
 
+        self.require_open()
         room = LONGEST_URL - len(self.address) - len(path)
         return await read_parts(version, index, read, longest_query=room, site=self.name)
 
@@ -479,6 +496,7 @@ def _rebuild(parameters: Parameters) -> SiteConnection:
     connection = SiteConnection.__new__(SiteConnection)
     connection.parameters = parameters
     connection.counter = LinkCounter()
+    connection.is_shut = False
     return connection
 
 

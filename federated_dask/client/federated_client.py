@@ -475,8 +475,8 @@ class FederatedClient:
 
         Returns
         -------
-        dict of str to Usage
-            By site.  An awaitable of it, in asynchronous mode.
+        mapping of str to Usage
+            By site; shown as a table.  An awaitable of it, in asynchronous mode.
         """
         return self._run(terms.usage(self._federation, site))
 
@@ -507,11 +507,15 @@ class FederatedClient:
 
     def as_current(self) -> FederatedClient:
         """Make this client Dask's scheduler, until it is closed or another takes over."""
+        self._federation.reopen()
         takeover.enter(self, self._computer)
         return self
 
     def close(self) -> Any:
         """Close the connections and stop being Dask's scheduler.
+
+        What was opened by the client cannot be computed any more, until it is entered again;
+        what was persisted can.
 
         An awaitable in asynchronous mode.
         """

@@ -65,6 +65,11 @@ class Federation:
             await self.close()
             raise
         found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
+        try:
+            await self._finder.require_membership()
+        except BaseException:
+            await self.close()
+            raise
         facts = {
             name: facts_of(site.description, site.operations)
             for name, (site, _) in found.items()
@@ -102,6 +107,7 @@ class Federation:
             Why the site could not be reached.
         """
         if site in self.connections:
+            self.connections[site].require_open()
             return self.connections[site]
         error = self.sites[site].error
         raise (
@@ -124,16 +130,24 @@ class Federation:
         site, _, dataset = bare.partition("/")
         if site and dataset and "/" not in dataset:
             return bare
+        whole, _, variable = bare.rpartition("/")
         alike = [each for each in self.datasets if bare and each.endswith(f"/{bare}")]
-        raise ConfigurationError(
-            f"{name!r} is no name of a dataset.",
-            hint=f"Give its site as well: {' or '.join(map(repr, alike or ['north/a1b']))}.",
-        )
+        if whole in self.datasets:
+            hint = f"Open the dataset and take its variable: open_dataset({whole!r})[{variable!r}]."
+        elif bare in self.sites:
+            hint = f"That is a site; fed.sites[{bare!r}] and fed.datasets tell what it has."
+        else:
+            hint = f"Give its site as well: {' or '.join(map(repr, alike or ['north/a1b']))}."
+        raise ConfigurationError(f"{name!r} is no name of a dataset.", hint=hint)
 
     def place_of(self, name: str) -> tuple[SiteConnection, str]:
         """Give the connection to a dataset's site, and the dataset's name there."""
         site, _, dataset = self.qualified(name).partition("/")
         return self.connection_of(site), dataset
+
+    def reopen(self) -> None:
+        """Let connections be used that were closed."""
+        self._finder.shut(False)
 
     async def close(self) -> None:
         """Close the connections."""

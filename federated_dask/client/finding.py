@@ -23,6 +23,7 @@ from federated_dask.errors import (
 from federated_dask.protocol.call_messages import FunctionDescription
 from federated_dask.protocol.messages import Catalogue, SiteDescription
 from federated_dask.protocol.operations import operation_table
+from federated_dask.protocol.project_messages import Projects
 
 __all__ = ["Reached", "SiteFinder"]
 
@@ -106,6 +107,22 @@ class SiteFinder:
                 for name, stated in peers.items()
             ]
         return given, [task.result() for task in found]
+
+    async def require_membership(self) -> None:
+        """Raise `NotFound` for a project that its site does not know, or only without the user."""
+        name, _, host = (self._project or "").rpartition("@")
+        connection = self.connections.get(host)
+        if connection is None:
+            # None is named, or its site is none of these: then the sites decide.
+            return
+        found = await connection.ask("GET", "/projects", Projects)
+        if all(project.name != self._project for project in found.projects):
+            raise NotFound(
+                f"You are no member of project {name!r}.",
+                reason=Reason.UNKNOWN_PROJECT,
+                site=host,
+                hint="Ask its owner for an invitation; `federated-dask project list` names yours.",
+            )
 
     async def _reach(
         self, name: str | None, address: str, *, given: bool, ca: str | None = None
@@ -202,8 +219,14 @@ class SiteFinder:
             self._logins[address] = await asyncio.to_thread(stored_token, address)
         return self._logins[address]
 
+    def shut(self, is_shut: bool) -> None:
+        """Let nothing new be asked for by the connections, or let it again."""
+        for connection in self.connections.values():
+            connection.is_shut = is_shut
+
     async def close(self) -> None:
         """Close all connections."""
+        self.shut(True)
         await asyncio.gather(*(connection.close() for connection in self.connections.values()))
 
 

@@ -44,7 +44,7 @@ def require_authlib() -> None:
     except ImportError as error:
         raise ConfigurationError(
             f"Logging in needs {error.name or 'authlib'}.",
-            hint="pip install 'federated-dask[login]'",
+            hint="Install it with the extra `login`: pip install '.[login]' in the clone.",
         ) from error
 
 

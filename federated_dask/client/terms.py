@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dask.utils import format_bytes
 
 from federated_dask.client.federation import Federation
+from federated_dask.planner.explanation import html_table, text_table
 from federated_dask.protocol.grant_messages import Usage
 from federated_dask.protocol.messages import LicenseTerms
 
-__all__ = ["DatasetBudget", "accept_license", "dataset_budget", "usage"]
+__all__ = ["DatasetBudget", "SiteUsages", "accept_license", "dataset_budget", "usage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,64 @@ async def dataset_budget(federation: Federation, name: str) -> DatasetBudget:
     )
 
 
-async def usage(federation: Federation, site: str | None) -> dict[str, Usage]:
+class SiteUsages(Mapping[str, Usage]):
+    """What one uses of sites, by site; shown as a table.
+
+    Examples
+    --------
+    >>> from federated_dask.protocol.grant_messages import UsageLine
+    >>> lines = (UsageLine(name="egress_per_day", used=2048.0, limit=2.0**30),)
+    >>> SiteUsages({"north": Usage(site="north", jobs_today=3, lines=lines)})
+    Used, by site
+      site   what                used     limit  begins anew (UTC)
+      north  jobs_today             3         -  -
+      north  egress_per_day  2.00 kiB  1.00 GiB  -
+    """
+
+    HEAD = ("site", "what", "used", "limit", "begins anew (UTC)")
+
+    def __init__(self, usages: Mapping[str, Usage]) -> None:
+        self._usages = dict(usages)
+
+    def __getitem__(self, site: str) -> Usage:
+        return self._usages[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._usages)
+
+    def __len__(self) -> int:
+        return len(self._usages)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
+        for site, told in self._usages.items():
+            rows.append((site, "jobs_today", f"{told.jobs_today:,}", "-", "-"))
+            rows += [
+                (
+                    site,
+                    line.name,
+                    _amount(line.name, line.used),
+                    _amount(line.name, line.limit),
+                    line.resets or "-",
+                )
+                for line in told.lines
+            ]
+        return rows
+
+    def __repr__(self) -> str:
+        return "\n".join(["Used, by site", *text_table(self.HEAD, self._rows())])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.HEAD, self._rows())
+
+
+def _amount(name: str, value: float) -> str:
+    if "bytes" in name or "egress" in name:
+        return format_bytes(int(value))
+    return f"{value:,.1f} s" if "seconds" in name else f"{value:,.0f}"
+
+
+async def usage(federation: Federation, site: str | None) -> SiteUsages:
     """Ask one site, or all that can be reached, what one uses of it and may use."""
     names = [name for name, each in federation.sites.items() if each.error is None]
     chosen = names if site is None else [site]
@@ -76,7 +135,7 @@ async def usage(federation: Federation, site: str | None) -> dict[str, Usage]:
     found = await asyncio.gather(
         *(connection.ask("GET", "/usage", Usage) for connection in connections)
     )
-    return dict(zip(chosen, found, strict=True))
+    return SiteUsages(dict(zip(chosen, found, strict=True)))
 
 
 async def accept_license(federation: Federation, name: str, license: str | None) -> LicenseTerms:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
+from dask.base import is_dask_collection
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -68,7 +69,7 @@ class as_completed:  # noqa: N801  # as in distributed
 
     def update(self, futures: Iterable[FederatedFuture[Any]]) -> None:
         """Wait for other futures as well."""
-        for future in list(futures):
+        for future in _checked(futures):
             self.add(future)
 
     def count(self) -> int:
@@ -117,6 +118,24 @@ class as_completed:  # noqa: N801  # as in distributed
         return (future, await future) if self._with_results else future
 
 
+def _checked(futures: Any) -> list[FederatedFuture[Any]]:
+    """List futures; refuse what is none."""
+    several = [futures] if isinstance(futures, FederatedFuture) else futures
+    if is_dask_collection(several):
+        raise ConfigurationError(
+            "A collection is nothing to wait for: persist() has waited, and compute() does.",
+            hint="fed.compute(collection) gives a future.",
+        )
+    several = list(several)
+    for each in several:
+        if not isinstance(each, FederatedFuture):
+            raise ConfigurationError(
+                f"An object of type {type(each).__name__} is no future of a FederatedClient.",
+                hint="fed.submit, fed.map and fed.compute give futures.",
+            )
+    return several
+
+
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
@@ -150,7 +169,7 @@ def wait(
     """
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED"):
         raise ConfigurationError("return_when is 'ALL_COMPLETED' or 'FIRST_COMPLETED'.")
-    several = [futures] if isinstance(futures, FederatedFuture) else list(futures)
+    several = _checked(futures)
     inner = [future._future for future in several]
     enough = all if return_when == "ALL_COMPLETED" else any
     changed = threading.Condition()
@@ -195,7 +214,7 @@ def progress(
     """
     several: list[FederatedFuture[Any]] = []
     for each in futures:
-        several += [each] if isinstance(each, FederatedFuture) else list(each)
+        several += _checked(each)
     if Console().is_jupyter if notebook is None else notebook:
         _show_in_notebook(several)
     else:

@@ -115,7 +115,7 @@ class Explanation:
         return f"{total}\n{kept_text(len(self.plan.kept))}".rstrip()
 
 
-BUDGETS = ("dataset with a budget", "would leave", "left of the budget")
+BUDGETS = ("dataset with a budget", "would leave", "left of it when opened")
 
 
 def _wrapped(text: str) -> list[str]:

@@ -532,7 +532,7 @@ def _export_error(plan: Plan, dataset: Dataset, size: int) -> NotPermitted:
     because = f" They would be needed at home because {why[0]}." if why and why[0] else ""
     return NotPermitted(
         f"About {size:,} bytes derived from {site}/{name} would leave the site; "
-        f"{limit:,} of its budget are left.{because}",
+        f"{limit:,} of its budget were left when it was opened.{because}",
         reason=Reason.EXPORT_NOT_ALLOWED,
         site=site,
         hint="Reduce more before the result leaves, use operations that the site has, "

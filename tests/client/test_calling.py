@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 import federated_dask
-from federated_dask import FederatedClient, FederatedFuture, as_completed, wait
+from federated_dask import FederatedClient, FederatedFuture, as_completed, progress, wait
 from federated_dask.errors import (
     ConfigurationError,
     NotFound,
@@ -475,6 +475,13 @@ class TestSeveral:
         cancelled = fed.submit("north/slow", 1)
         cancelled.cancel()
         assert wait([cancelled, quick], timeout=PATIENCE).done == {cancelled, quick}
+
+    @pytest.mark.parametrize("use", [wait, progress, as_completed])
+    def test_what_is_no_future(self, use: Callable[..., Any]) -> None:
+        with pytest.raises(ConfigurationError, match="nothing to wait for"):
+            use(da.ones(3))
+        with pytest.raises(ConfigurationError, match="type int is no future"):
+            use([1])
 
     async def test_in_coroutines(self, stub: StubSite, address: str, ca: str) -> None:
         stub.functions = (described("anything", parameter("value", required=False)), TREND)

@@ -118,17 +118,37 @@ class TestComputing:
         Inside(fed.federation, "north").until_idle()
 
     def test_kinds_of_schedulers_outside(self, federation: LocalFederation) -> None:
-        with FederatedClient(federation) as fed:
-            lazy = fed.open_dataset("north/made", chunks={}).wind.mean("time")
+        fed = FederatedClient(federation, set_as_default=False)
+        lazy = fed.open_dataset("north/made", chunks={}).wind.mean("time")
         expected = local("north/made").wind.mean("time")
         for scheduler in (None, "threads", "sync"):
             assert_same(lazy.compute(scheduler=scheduler), expected, 1e-12)
+        fed.close()
+
+    def test_a_closed_client_downloads_nothing(self, federation: LocalFederation) -> None:
+        with FederatedClient(federation) as fed:
+            lazy = fed.open_dataset("north/made", chunks={}).wind.mean("time")
+        uses: tuple[Callable[[], Any], ...] = (
+            lazy.compute,
+            lambda: lazy.compute(scheduler="threads"),
+            lambda: fed.open_dataset("north/made"),
+            lambda: fed.compute(lazy, sync=True),
+        )
+        for use in uses:
+            with pytest.raises(ConfigurationError, match="is closed") as error:
+                use()
+            assert error.value.site == "north"
+            assert "new FederatedClient" in str(error.value.hint)
+        with fed:
+            assert_same(lazy.compute(), local("north/made").wind.mean("time"), 1e-12)
+            assert fed.last_run is not None
 
     def test_other_processes(self, federation: LocalFederation) -> None:
-        with FederatedClient(federation) as fed:
-            lazy = fed.open_dataset("north/made", chunks={"time": -1}).wind.sum("time")
+        fed = FederatedClient(federation, set_as_default=False)
+        lazy = fed.open_dataset("north/made", chunks={"time": -1}).wind.sum("time")
         found = lazy.compute(scheduler="processes", num_workers=1)
         assert_same(found, local("north/made").wind.sum("time"), 1e-12)
+        fed.close()
 
     def test_what_has_no_site_data_runs_here(
         self, fed: FederatedClient, federation: LocalFederation

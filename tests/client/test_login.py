@@ -258,7 +258,7 @@ def test_a_provider_that_is_not_trusted(site: LocalFederation) -> None:
 
 def test_without_authlib(site: LocalFederation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "authlib.integrations.requests_client", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'federated-dask\[login\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[login\]'"):
         log_in(site.addresses["north"], show=print, verify=site.verify)
 
 

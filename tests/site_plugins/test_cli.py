@@ -83,6 +83,19 @@ def test_init_says_what_to_do_next(tmp_path: Path) -> None:
     assert (folder / "token.txt").read_text().strip() not in output
 
 
+def test_a_site_for_others_tells_where_it_is(tmp_path: Path, north: Path) -> None:
+    folder = tmp_path / "south"
+    run(site, "init", folder, "--host", "data.south.example", "--host", "10.0.0.2")
+    config = load_config(folder / "site.toml")
+    assert config.public_address() == "https://data.south.example:8786"
+    assert config.endpoint.host == "0.0.0.0"  # noqa: S104
+    alone = run(site, "invite", north / "site.toml", "--name", "south")
+    assert "reached from this machine only" in alone.stderr
+    invited = run(site, "invite", folder / "site.toml", "--name", "north")
+    assert "Warning" not in invited.stderr
+    assert "https://data.south.example:8786 fd1_" in invited.stdout
+
+
 def test_every_comment_of_the_template_can_be_uncommented(north: Path) -> None:
     path = north / "site.toml"
     # Comments that are settings, without those for an existing scheduler: they exclude the others.

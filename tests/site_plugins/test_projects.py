@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 from click.testing import CliRunner
 
+from federated_dask import FederatedClient
 from federated_dask.cli import cli
 from federated_dask.client.projects import RemoteProjects, parse_link
 from federated_dask.errors import (
@@ -212,6 +213,19 @@ def test_a_project_over_two_sites(
     assert "You left drought@north" in ada.run("leave", "drought")
     with pytest.raises(NotFound):
         ada.run("members", "drought")
+
+
+def test_a_client_for_a_project_of_others(federation: LocalFederation) -> None:
+    token = federation.new_token("north", "who-is-in-none")
+    options: dict[str, Any] = {"token": {"north": token}, "verify": federation.verify}
+    addresses = {"north": federation.addresses["north"]}
+    with pytest.raises(NotFound, match="no member of project 'nobodys'") as error:
+        FederatedClient(addresses, project="nobodys@north", **options)
+    assert (error.value.site, error.value.reason) == ("north", "unknown_project")
+    site = RemoteProjects(addresses["north"], token, Path(federation.verify))
+    site.create("own")
+    FederatedClient(addresses, project="own@north", **options).close()
+    site.close()
 
 
 def test_the_client_of_projects(federation: LocalFederation) -> None:

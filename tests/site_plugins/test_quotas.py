@@ -210,7 +210,11 @@ def test_the_user_sees_what_is_used(site: LocalFederation) -> None:
         assert before.jobs_today == 0
         fed.open_dataset("north/a1b", chunks={}).air.mean("time").compute()
         after = fed.usage("north")["north"]
+        shown = fed.usage("north")
     assert after.jobs_today == 1
+    assert "cpu_seconds_per_day" in repr(shown)
+    assert " s " in repr(shown)
+    assert "3.91 kiB" in shown._repr_html_()
     egress = {line.name: line.used for line in after.lines}["egress_per_day"]
     assert 240 <= egress < 400
 

@@ -209,6 +209,19 @@ async def test_what_is_refused_is_paid_for_and_tells_no_size(site: LocalFederati
     await asking.read("DELETE", f"/leases/{last.lease}")
 
 
+def test_whoever_may_export_is_bound_by_no_budget() -> None:
+    grants = [{"to": "anyone", "may": ["describe", "compute", "export"], "on": ["*"]}]
+    data = {"path": dataset(), "egress": "derived", "share": 0.01}
+    with (
+        LocalFederation({"north": {"datasets": {"all": data}, "grants": grants}}) as federation,
+        FederatedClient(federation) as fed,
+    ):
+        assert fed.budget("north/all").left is None
+        x = fed.open_dataset("north/all", chunks={}).air
+        np.testing.assert_allclose(x.mean("time").compute(), AIR.mean(0))
+        np.testing.assert_allclose(x.compute(), AIR)
+
+
 def test_the_user_sees_the_budget(site: LocalFederation) -> None:
     with client(site) as fed:
         budget = fed.budget("north/all")
@@ -217,8 +230,8 @@ def test_the_user_sees_the_budget(site: LocalFederation) -> None:
         x = fed.open_dataset("north/all", chunks={}).air
         explained = fed.explain(x.mean())
         assert explained.budgets == {"north/all": (8, BUDGET)}
-        assert "left of the budget" in repr(explained)
-        assert "left of the budget" in explained._repr_html_()
+        assert "left of it when opened" in repr(explained)
+        assert "left of it when opened" in explained._repr_html_()
         np.testing.assert_allclose(x.mean().compute(), AIR.mean())
         after = fed.budget("north/all")
         assert 0 < after.used < 100
