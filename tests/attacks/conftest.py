@@ -6,7 +6,6 @@ import os
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from site_plugins.certificates import write_certificates, write_private_file
 from site_plugins.config import load_config
 from site_plugins.keys import new_issuer_key
 from site_plugins.tokens import create_token
+from tests.waiting import until
 
 DEADLINE = 120.0
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
         ) as process,
     ):
         try:
-            wait_for(lambda: ready.exists() or process.poll() is not None)
+            until(
+                lambda: ready.exists() or process.poll() is not None,
+                lambda: f"the site is ready; its log: {log.read_text()}",
+                DEADLINE,
+            )
             assert process.poll() is None, log.read_text()
             told: dict[str, Any] = json.loads(ready.read_text())
             context = ssl.create_default_context(cafile=folder / "certificates" / "ca.pem")
@@ -125,10 +129,3 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSite]:
                 process.wait(DEADLINE)
             except subprocess.TimeoutExpired:
                 process.kill()
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

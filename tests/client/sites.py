@@ -4,7 +4,6 @@ import contextlib
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import xarray as xr
 
 from federated_dask import FederatedClient
 from site_plugins import LocalFederation
+from tests.waiting import until
 
 SAMPLES = Path(iris_sample_data.path)
 SITES = ["north", "ocean", "south"]
@@ -145,18 +145,15 @@ class Inside:
         return self.ask(lambda dask_scheduler: dask_scheduler.transition_counter)
 
     def until(self, condition: Callable[[], bool], what: str = "it is so") -> None:
-        wait_until(condition, lambda: f"{what}; tasks {self.tasks()}, leases {self.leases()}")
+        until(
+            condition,
+            lambda: f"{what}; tasks {self.tasks()}, leases {self.leases()}",
+            DEADLINE,
+        )
 
     def until_idle(self) -> None:
         """Wait until the scheduler knows no task and no lease any more."""
         self.until(lambda: not self.tasks() and not self.leases(), "nothing is left")
-
-
-def wait_until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what()}"
-        time.sleep(0.02)
 
 
 class CountingProxy:

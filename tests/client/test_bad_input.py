@@ -35,7 +35,8 @@ from federated_dask.errors import (
     VersionChanged,
 )
 from site_plugins import LocalFederation
-from tests.client.sites import CountingProxy, Inside, matrix, slow, wait_until
+from tests.client.sites import CountingProxy, Inside, matrix, slow
+from tests.waiting import until
 
 
 def read_aloud(error: BaseException, federation: LocalFederation, site: str = "north") -> str:
@@ -214,7 +215,7 @@ class TestMeanwhile:
             def refused() -> bool:
                 return isinstance(fed.compute(x).exception(120), NotAuthenticated)
 
-            wait_until(refused, lambda: "the token is no longer accepted")
+            until(refused, "the token is no longer accepted")
             for scheduler in (None, "sync"):
                 with pytest.raises(NotAuthenticated) as error:
                     x.compute(scheduler=scheduler)
@@ -230,9 +231,9 @@ class TestMeanwhile:
             x, version = opened.x, opened.encoding["version"]
             assert x.sum().compute() == 780
             (small + 1).to_zarr(path, zarr_format=2, consolidated=True, mode="w")
-            wait_until(
+            until(
                 lambda: fed.open_dataset("north/a").encoding["version"] != version,
-                lambda: "the site sees the change",
+                "the site sees the change",
             )
             for scheduler in (None, "sync"):
                 with pytest.raises(VersionChanged, match="Open it again") as error:
@@ -251,9 +252,7 @@ class TestMeanwhile:
                     "federated-site"
                 ].offers.datasets.clear()
             )
-            wait_until(
-                lambda: "north/a" not in fed.refresh().datasets, lambda: "the site has let it go"
-            )
+            until(lambda: "north/a" not in fed.refresh().datasets, "the site has let it go")
             with pytest.raises(NotFound) as error:
                 x.compute()
             read_aloud(error.value, federation)
@@ -421,9 +420,9 @@ class AtHome:
 
     def until_ended(self) -> None:
         """Wait until none of the threads is there any more that could begin another task."""
-        wait_until(
+        until(
             lambda: not any(thread.is_alive() for thread in set(self.begun)),
-            lambda: "the threads have ended",
+            "the threads have ended",
         )
 
 
@@ -436,7 +435,7 @@ class TestInterrupting:
 
         def when(condition: Callable[[], bool]) -> None:
             def wait() -> None:
-                wait_until(condition, lambda: "there is something to interrupt")
+                until(condition, "there is something to interrupt")
                 signal.pthread_kill(main, signal.SIGINT)
 
             threads.append(threading.Thread(target=wait))

@@ -4,7 +4,6 @@ import datetime
 import inspect
 import pydoc
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -36,6 +35,7 @@ from federated_dask.protocol.call_messages import (
     SentArgument,
 )
 from tests.client.conftest import TOKEN, StubSite
+from tests.waiting import until
 
 PATIENCE = 60.0
 
@@ -66,13 +66,6 @@ TREND = FunctionDescription(
 
 def described(name: str, *parameters: Any) -> FunctionDescription:
     return FunctionDescription(name=name, parameters=parameters)
-
-
-def eventually(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def anything(value: Any = None) -> Any:
@@ -324,7 +317,7 @@ class TestResults:
         assert lazy.sum().compute(scheduler="sync") > 0
         assert "DELETE /leases/result-0" not in stub.requests
         del lazy
-        eventually(lambda: "DELETE /leases/result-0" in stub.requests)
+        until(lambda: "DELETE /leases/result-0" in stub.requests, "the lease is released")
 
     @pytest.mark.parametrize(
         "change",
@@ -379,7 +372,7 @@ class TestFutures:
 
     def test_progress_and_cancelling(self, stub: StubSite, fed: FederatedClient) -> None:
         future = fed.submit("north/slow", 1)
-        eventually(lambda: future.progress.fraction == 0.25)
+        until(lambda: future.progress.fraction == 0.25, "progress is told")
         assert future.progress.message == "a quarter�[2J"
         assert future.status == "pending"
         with pytest.raises(SiteUnavailable) as caught:
@@ -419,7 +412,7 @@ class TestFutures:
         future = fed.submit("north/anything", 1)
         future.add_done_callback(lambda _: 1 / 0)
         future.result()
-        eventually(lambda: "ZeroDivisionError" in caplog.text)
+        until(lambda: "ZeroDivisionError" in caplog.text, "the error is logged")
 
     @pytest.mark.parametrize("idempotent", [False, True])
     def test_only_what_may_run_twice_is_sent_again(
@@ -510,7 +503,7 @@ class TestSeveral:
         from federated_dask.client.waiting import bars_as_html
 
         future = fed.submit("north/slow", 1)
-        eventually(lambda: future.progress.fraction == 0.25)
+        until(lambda: future.progress.fraction == 0.25, "progress is told")
         assert "width:25%" in bars_as_html([future])
         stub.released.set()
         wait(future)

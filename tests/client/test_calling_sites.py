@@ -1,8 +1,7 @@
 """Calling functions of real sites: data stays where it is, and results go from site to site."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import dask
@@ -23,6 +22,7 @@ from federated_dask.errors import (
 )
 from site_plugins import LocalFederation
 from tests.client.sites import Inside, made_up, wide
+from tests.waiting import until
 
 PATIENCE = 60.0
 FUNCTIONS = {"modules": ["tests.client.published"]}
@@ -225,7 +225,7 @@ def test_calls_leave_the_default_scheduler_alone(federation: LocalFederation) ->
 
 def test_progress_and_cancelling(fed: FederatedClient, federation: LocalFederation) -> None:
     future = fed.submit("north/slowly", 300.0)
-    eventually(lambda: future.progress.message == "still busy")
+    until(lambda: future.progress.message == "still busy", "progress is told")
     assert 0 < future.progress.fraction < 1
     scheduler = Inside(federation, "north")
 
@@ -234,16 +234,9 @@ def test_progress_and_cancelling(fed: FederatedClient, federation: LocalFederati
 
     assert scheduler.ask(tasks) > 0
     future.cancel()
-    eventually(lambda: scheduler.ask(tasks) == 0)
+    until(lambda: scheduler.ask(tasks) == 0, "the call has left the scheduler")
     # The worker is free again.
     assert fed.submit("north/slowly", 0.1).result(PATIENCE) == "done"
-
-
-def eventually(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_cancelling_a_call_leaves_what_it_was_given(
@@ -253,13 +246,13 @@ def test_cancelling_a_call_leaves_what_it_was_given(
     at_home = fed.submit(lambda text: text, given)
     # Waits for its argument before the site is asked whether it may run there.
     at_a_site = fed.submit(len, given, site="north")
-    eventually(lambda: given.progress.message == "still busy")
+    until(lambda: given.progress.message == "still busy", "progress is told")
     for dependent in (at_home, at_a_site):
         dependent.cancel()
         assert dependent.cancelled()
     # Time enough for a cancellation to get where it must not: the function goes on.
     before = given.progress.fraction
-    eventually(lambda: given.done() or given.progress.fraction > before)
+    until(lambda: given.done() or given.progress.fraction > before, "the function goes on")
     assert given.status == "pending"
     given.cancel()
 

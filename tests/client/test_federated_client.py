@@ -17,7 +17,8 @@ from federated_dask.errors import (
     Reason,
 )
 from site_plugins import LocalFederation
-from tests.client.sites import SITES, Inside, assert_same, local, wait_until
+from tests.client.sites import SITES, Inside, assert_same, local
+from tests.waiting import until
 
 
 class TestConnecting:
@@ -77,7 +78,7 @@ class TestConnecting:
                 assert list(fed.datasets) == ["north/a"]
                 scheduler.ask(rename)
                 assert fed.refresh() is fed
-                wait_until(lambda: list(fed.refresh().datasets) == ["north/b"], lambda: repr(fed))
+                until(lambda: list(fed.refresh().datasets) == ["north/b"], lambda: repr(fed))
 
 
 class TestShowing:

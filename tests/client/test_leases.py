@@ -15,7 +15,8 @@ from federated_dask.client import held, loop
 from federated_dask.client.held import Lease
 from federated_dask.errors import NotFound, Reason, RequestRefused, SiteUnavailable
 from site_plugins import LocalFederation
-from tests.client.sites import Inside, wait_until
+from tests.client.sites import Inside
+from tests.waiting import until
 
 
 class Connection:
@@ -71,7 +72,7 @@ def test_it_is_renewed_well_before_its_end_until_it_has_ended(pauses: list[float
     assert pauses == [1200, 1200, 200, 200, 200]
     assert connection.calls == ["renew l"] * 5
     del lease
-    wait_until(lambda: connection.calls[-1] == "release l", lambda: "it is released")
+    until(lambda: connection.calls[-1] == "release l", "it is released")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_what_nothing_refers_to_is_not_renewed(monkeypatch: pytest.MonkeyPatch) 
     gc.collect()
     [(callback, arguments)] = timers
     callback(*arguments)
-    wait_until(lambda: connection.calls == ["release l"], lambda: "it is released only")
+    until(lambda: connection.calls == ["release l"], "it is released only")
 
 
 def test_a_site_that_does_not_say_how_long(pauses: list[float]) -> None:
@@ -135,7 +136,7 @@ def test_persisted_collections_outlive_their_first_lease() -> None:
 
         first = end()
         # Nothing uses it meanwhile.
-        wait_until(lambda: end() > first + 0.5, lambda: "it was renewed")
+        until(lambda: end() > first + 0.5, "it was renewed")
         assert persisted.sum().compute() == 90
         del persisted
         gc.collect()

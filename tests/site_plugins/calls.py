@@ -1,6 +1,7 @@
 """Calling functions over plain HTTP, and reading what comes back."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ from tests.site_plugins.helpers import Caller, as_message, value_of
 
 def dataset(name: str, variable: str | None = None) -> DatasetArgument:
     return DatasetArgument(name=name, variable=variable)
+
+
+def says(path: Path, text: str) -> Callable[[], bool]:
+    """Make a condition: that a function wrote a text."""
+    return lambda: path.exists() and path.read_text() == text
 
 
 def call(function: str, *arguments: Any, version: str | None = None, **keywords: Any) -> bytes:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -28,6 +27,7 @@ from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.trees import Value
 from federated_dask.protocol.values import decode_value
 from site_plugins import LocalFederation
+from tests.waiting import until
 
 DEADLINE = 120.0
 
@@ -133,10 +133,11 @@ class Caller:
 
     def wait_until_idle(self) -> None:
         """Wait until the scheduler knows no task any more."""
-        deadline = time.monotonic() + DEADLINE
-        while tasks := self.on_scheduler(_tasks):
-            assert time.monotonic() < deadline, tasks
-            time.sleep(0.02)
+        until(
+            lambda: not self.on_scheduler(_tasks),
+            lambda: f"the scheduler lets go of {self.on_scheduler(_tasks)}",
+            DEADLINE,
+        )
 
 
 def _tasks(dask_scheduler: Any) -> list[str]:

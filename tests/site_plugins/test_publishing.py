@@ -1,7 +1,5 @@
 """Publishing at run time, and what is left of it after a restart."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +17,8 @@ from site_plugins.offers import unwrapped
 from site_plugins.scheduler_plugin import SiteState
 from tests.site_plugins import published
 from tests.site_plugins.calls import call, refused, result
-from tests.site_plugins.helpers import AIR, DEADLINE, Caller, dataset
+from tests.site_plugins.helpers import AIR, Caller, dataset
+from tests.waiting import async_until
 
 
 @asynccontextmanager
@@ -147,9 +146,6 @@ async def test_a_function_published_at_run_time_is_called() -> None:
             listed = await north.json("/functions")
             return [each["name"] for each in listed["functions"]] == ["halve"]
 
-        deadline = time.monotonic() + DEADLINE
-        while not await offered():
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await async_until(offered, "the function is offered")
         assert await result(north, call("halve", 3)) == 1.5
         north.wait_until_idle()

@@ -1,8 +1,7 @@
-import asyncio
 import pickle
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from federated_dask.protocol.messages import Peer
 from site_plugins.config import parse_config
 from site_plugins.datasets import StoredDataset
 from site_plugins.scheduler_plugin import JobAccount, LeasedOutput, SitePlugin, unwrapped
+from tests.waiting import async_until
 
 A1B = StoredDataset(name="a1b", path="/data/a1b.zarr")
 E1 = StoredDataset(name="e1", path="/data/e1.zarr", egress="derived")
@@ -44,13 +44,6 @@ async def client() -> AsyncIterator[Client]:
 
 async def ask(client: Client, operation: str, **arguments: Any) -> Any:
     return unwrapped(await getattr(client.scheduler, operation)(**arguments))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def tasks(client: Client) -> dict[Any, Any]:
@@ -97,10 +90,10 @@ async def test_a_lease_holds_results(client: Client) -> None:
     await other
     other.release()
     # What was let go of later is forgotten: without the lease, this would be as well.
-    await until(lambda: "six" not in tasks(client))
+    await async_until(lambda: "six" not in tasks(client), "the task is let go")
     assert tasks(client)["five"].state == "memory"
     assert await ask(client, "federated_release", lease="l", owner="ada")
-    await until(lambda: not tasks(client))
+    await async_until(lambda: not tasks(client), "all tasks are let go")
     assert not await ask(client, "federated_release", lease="l", owner="ada")
     assert await ask(client, "federated_held", lease="l", owner="ada") is None
     assert "federated-lease-l" not in client.cluster.scheduler.clients
@@ -132,7 +125,7 @@ async def test_a_lease_that_is_not_used_ends(client: Client) -> None:
     hold = {"lease": "l", "owner": "ada", "outputs": held}
     assert await ask(client, "federated_hold", **hold) == pytest.approx(0.2)
     future.release()
-    await until(lambda: not tasks(client))
+    await async_until(lambda: not tasks(client), "all tasks are let go")
     assert await ask(client, "federated_held", lease="l", owner="ada") is None
 
 
@@ -179,7 +172,7 @@ async def test_no_lease_lasts_for_ever(client: Client, operation: str) -> None:
     lease.last_end -= 120
     await ask(client, operation, lease="l", owner="ada")
     future.release()
-    await until(lambda: not tasks(client))
+    await async_until(lambda: not tasks(client), "all tasks are let go")
     assert await ask(client, operation, lease="l", owner="ada") is None
 
 

@@ -15,6 +15,7 @@ from site_plugins.registry import REGISTRY, Registry
 from site_plugins.revocations import Revocations
 from tests.site_plugins import graphs
 from tests.site_plugins.helpers import DEADLINE, Caller, dataset, submission
+from tests.waiting import async_until
 
 GRANTS = [
     {"to": "user:ada", "may": ["compute"], "on": ["dataset:a1b"]},
@@ -72,9 +73,10 @@ def changing(granted: LocalFederation) -> Iterator[Policy]:
 
 
 async def until(asking: Caller, path: str, expected: int) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while (await asking.read("GET", path))[0] != expected:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    async def answers() -> bool:
+        return (await asking.read("GET", path))[0] == expected
+
+    await async_until(answers, f"{path} answers {expected}", DEADLINE)
 
 
 @pytest.mark.parametrize(

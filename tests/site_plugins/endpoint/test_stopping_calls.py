@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from federated_dask.protocol.call_messages import Returned
 from federated_dask.protocol.messages import Accepted
 from site_plugins import LocalFederation
 from site_plugins.endpoint.calls import CallRunner
-from tests.site_plugins.calls import assembled, call, events, failed, result, returned
+from tests.site_plugins.calls import assembled, call, events, failed, result, returned, says
 from tests.site_plugins.helpers import DEADLINE, Caller
+from tests.waiting import async_until
 
 FUNCTIONS = {"functions": {"modules": ["tests.site_plugins.published"]}}
 
@@ -67,24 +68,13 @@ async def process_of(site: Caller, other_than: int | None = None) -> int:
         await asyncio.sleep(0.1)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
-def says(path: Path, text: str) -> Callable[[], bool]:
-    return lambda: path.exists() and path.read_text() == text
-
-
 async def test_a_call_whose_caller_goes_away_is_stopped(north: Caller, tmp_path: Path) -> None:
     path = tmp_path / "state"
     async for event, _ in events(north, call("spin_long", str(path))):
         assert isinstance(event, Accepted)
-        await until(says(path, "started"))
+        await async_until(says(path, "started"), "the function runs")
         break
-    await until(says(path, "ended"))
+    await async_until(says(path, "ended"), "the function is stopped")
 
 
 async def test_a_call_that_takes_too_long_is_stopped(north: Caller, tmp_path: Path) -> None:
@@ -92,7 +82,7 @@ async def test_a_call_that_takes_too_long_is_stopped(north: Caller, tmp_path: Pa
     failure = await failed(north, call("spin", str(path)))
     assert failure.reason == "limit_exceeded"
     assert "stopped after 3 seconds" in failure.message
-    await until(says(path, "ended"))
+    await async_until(says(path, "ended"), "the function is stopped")
     # Its thread is free for others.
     assert await result(north, call("add", 1)) == 1.5
 
@@ -123,10 +113,11 @@ async def test_a_place_is_given_back_whenever_the_caller_leaves(
         if isinstance(event, Returned):
             break
     assert isinstance(event, Returned)
-    deadline = time.monotonic() + DEADLINE
-    while await north.running_jobs():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+
+    async def done() -> bool:
+        return not await north.running_jobs()
+
+    await async_until(done, "the endpoint has done with the call")
     assert lingering.is_set()
 
 
@@ -137,7 +128,9 @@ async def test_calls_wait_for_their_turn(north: Caller, tmp_path: Path) -> None:
 
 async def test_who_waits_for_a_turn_may_leave(north: Caller, tmp_path: Path) -> None:
     first = asyncio.ensure_future(result(north, call("alone", str(tmp_path / "mark"))))
-    await until(lambda: (tmp_path / "mark").exists() or first.done())
+    await async_until(
+        lambda: (tmp_path / "mark").exists() or first.done(), "the first call has its turn"
+    )
     waiting = asyncio.ensure_future(result(north, call("alone", str(tmp_path / "mark"))))
     await asyncio.sleep(0)
     waiting.cancel()

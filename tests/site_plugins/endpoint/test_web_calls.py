@@ -20,8 +20,10 @@ import xarray as xr
 
 from site_plugins import LocalFederation
 from site_plugins.endpoint import web_calls
+from tests.site_plugins.calls import says
 from tests.site_plugins.helpers import AIR, DEADLINE, Caller
 from tests.site_plugins.helpers import dataset as stored
+from tests.waiting import async_until
 
 ASYNC = {"Prefer": "respond-async"}
 EVERYTHING = ["dataset:*", "function:*"]
@@ -272,26 +274,16 @@ async def test_signs_of_life(north: Caller, tmp_path: Path) -> None:
     assert (await north.read("DELETE", f"/calls/{name}"))[0] == 204
 
 
-async def _until(path: Path, text: str) -> None:
-    def wait() -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not path.exists() or path.read_text() != text:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    await asyncio.to_thread(wait)
-
-
 async def test_cancelling_stops_the_function(north: Caller, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     name = await begun(north, "spin_long", {"path": str(mark)})
-    await _until(mark, "started")
+    await async_until(says(mark, "started"), "the function runs")
     waiting = asyncio.create_task(north.refused("GET", f"/calls/{name}/result"))
     events = asyncio.create_task(_all_events(north, name))
     # Both wait for the call before it is cancelled.
     assert (await north.json(f"/calls/{name}"))["status"] == "running"
     assert (await north.read("DELETE", f"/calls/{name}"))[0] == 204
-    await _until(mark, "ended")
+    await async_until(says(mark, "ended"), "the function is stopped")
     status, failure = await waiting
     assert failure.reason in ("cancelled", "unknown_call")
     assert (await events)[-1][0] in ("end", "")
@@ -313,10 +305,10 @@ async def test_who_leaves_ends_the_call(north: Caller, tmp_path: Path) -> None:
         await call(north, "spin_long", {"path": str(mark)})
 
     waiting = asyncio.create_task(waits())
-    await _until(mark, "started")
+    await async_until(says(mark, "started"), "the function runs")
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await _until(mark, "ended")
+    await async_until(says(mark, "ended"), "the function is stopped")
 
 
 async def test_waiting_for_a_while(north: Caller) -> None:
