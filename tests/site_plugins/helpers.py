@@ -5,6 +5,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -27,6 +28,8 @@ from federated_dask.protocol.operations import operation_table
 from federated_dask.protocol.trees import Value
 from federated_dask.protocol.values import decode_value
 from site_plugins import LocalFederation
+from site_plugins.certificates import write_certificates, write_private_file
+from site_plugins.keys import new_issuer_key
 from tests.waiting import until
 
 DEADLINE = 120.0
@@ -38,6 +41,23 @@ def dataset() -> xr.Dataset:
     return xr.Dataset({"air": (("time", "lat", "lon"), AIR)}, coords={"lat": np.arange(6.0)}).chunk(
         time=10
     )
+
+
+def written_site(folder: Path, *lines: str) -> Path:
+    """Write certificates, key and site.toml of a site "north", with further lines of TOML."""
+    write_certificates(folder / "certificates")
+    write_private_file(folder / "issuer.pem", new_issuer_key())
+    path = folder / "site.toml"
+    path.write_text(
+        """
+        site = {name = "north"}
+        tokens = {private_key = "issuer.pem"}
+        endpoint.certificate = "certificates/certificate.pem"
+        endpoint.private_key = "certificates/private_key.pem"
+        """
+        + "\n".join(lines)
+    )
+    return path
 
 
 def as_message(frame: Frame, type_: Any = AnyJobEvent) -> Any:

@@ -9,29 +9,15 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
-from site_plugins.certificates import write_certificates, write_private_file
-from site_plugins.keys import new_issuer_key
 from site_plugins.scheduler_plugin import unwrapped
+from tests.site_plugins.helpers import written_site
 
 DEADLINE = 120.0
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    write_certificates(tmp_path / "certificates")
-    write_private_file(tmp_path / "issuer.pem", new_issuer_key())
-    path = tmp_path / "site.toml"
-    path.write_text(
-        """
-        site = {name = "north"}
-        tokens = {private_key = "issuer.pem"}
-        datasets.a1b.path = "a1b.zarr"
-        [endpoint]
-        certificate = "certificates/certificate.pem"
-        private_key = "certificates/private_key.pem"
-        """
-    )
-    return path
+    return written_site(tmp_path, 'datasets.a1b.path = "a1b.zarr"')
 
 
 @contextlib.contextmanager

@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from site_plugins.certificates import write_certificates, write_private_file
-from site_plugins.keys import new_issuer_key
+from tests.site_plugins.helpers import written_site
 
 DEADLINE = 120.0
 ROOT = Path(__file__).parents[2]
@@ -21,21 +20,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    write_certificates(tmp_path / "certificates")
-    write_private_file(tmp_path / "issuer.pem", new_issuer_key())
-    path = tmp_path / "site.toml"
-    path.write_text(
-        """
-        site = {name = "north"}
-        tokens = {private_key = "issuer.pem"}
-        cluster = {n_workers = 1, threads_per_worker = 1}
-        [endpoint]
-        port = 0
-        certificate = "certificates/certificate.pem"
-        private_key = "certificates/private_key.pem"
-        """
+    return written_site(
+        tmp_path, "cluster = {n_workers = 1, threads_per_worker = 1}", "endpoint.port = 0"
     )
-    return path
 
 
 CODE = """
