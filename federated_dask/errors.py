@@ -93,6 +93,8 @@ class FederatedError(Exception):
 
     Raises
     ------
+    TypeError
+        If it is this class itself that is raised, and none of those below it.
     ValueError
         If `reason` does not belong to this class.
 

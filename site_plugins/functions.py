@@ -178,26 +178,47 @@ def publish(*arguments: Any, **options: Any) -> Any:
 
     As a decorator it marks a function of a module that ``[functions] modules`` of
     `site.toml` names.  With a `distributed.Client` of the site's cluster as the first
-    argument it publishes at once, and until `unpublish`.
+    argument it publishes at once, and until `unpublish`::
+
+        publish(client, function, title="Linear trend")
 
     Parameters
     ----------
+    client : distributed.Client, optional
+        Of the site's cluster.
+    function : callable, optional
+        What is published; as a decorator, the function below it.
     name : str, optional
         Under which it is called; by default its own.
-    version : str, optional
+    version : str, default "1"
         Told to callers, who may insist on one.
     title : str, optional
         One line for lists; by default the first line of its docstring.
     tags : iterable of str, optional
         For searching.
     seconds : float, optional
-        Longest time that a call may run.
+        Longest time that a call may run, in seconds; by default that of ``[functions]``.
     result_bytes : int, optional
-        Largest result.
+        Largest result, in bytes; by default that of ``[functions]``.
     concurrent_calls : int, optional
-        Calls that run at a time; others wait for their turn.
-    idempotent : bool, optional
+        Calls that run at a time; others wait for their turn.  No limit by default.
+    idempotent : bool, default False
         Whether a call may be run again where its worker was lost.
+
+    Returns
+    -------
+    callable or str
+        As a decorator, the function itself (``@publish(…)`` first gives the decorator);
+        with a client its name, awaitable where the client is asynchronous.
+
+    Raises
+    ------
+    ConfigurationError
+        With a client, if callers could not call it, or the name is taken by `site.toml`.
+    TypeError
+        If there is no such option, or `tags` is a text.
+    ValueError
+        If a limit is not more than 0.
 
     Examples
     --------

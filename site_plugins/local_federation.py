@@ -56,20 +56,21 @@ class LocalFederation:
         a path or fsspec URL, an `xarray.Dataset` (written to a temporary folder),
         or a mapping with ``"path"`` (either of these) and whatever a
         ``[datasets.<name>]`` section of `site.toml` may hold, such as
-        ``"egress": "derived"``.  ``"title"``, ``"limits"``, ``"quotas"``, ``"issuers"`` and
-        ``"grants"`` are as in `site.toml`; by default anyone may describe, compute and
-        call everything.
+        ``"egress": "derived"``.  ``"title"``, ``"endpoint"``, ``"cluster"``, ``"functions"``,
+        ``"grants"``, ``"issuers"``, ``"limits"``, ``"projects"`` and ``"quotas"`` are as in
+        `site.toml`; by default anyone may describe, compute and call everything, and make
+        projects.
         ``"exchanges"`` names the sites with which it exchanges values directly; by
         default all.
-    n_workers : int, optional
+    n_workers : int, default 1
         Workers per site.
-    threads_per_worker : int, optional
+    threads_per_worker : int, default 2
         Threads per worker.
-    processes : bool, optional
+    processes : bool, default False
         Whether workers are processes of their own.
-    subject : str, optional
+    subject : str, default "local-user"
         For whom the tokens are.
-    dashboard : bool, optional
+    dashboard : bool, default False
         Whether each site shows Dask's dashboard, on loopback.
 
     Attributes
@@ -80,6 +81,11 @@ class LocalFederation:
         A token for each site.
     verify : str
         Path of the certificate of the authority that the sites share.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no site, or what is given of one cannot be.
 
     Examples
     --------
@@ -157,6 +163,23 @@ class LocalFederation:
         """Call a function in the event loop of the sites; wait for a coroutine's result.
 
         For tests that look inside of a site, for example at ``sites[name].client``.
+
+        Parameters
+        ----------
+        function : callable
+            What to call; what it gives is awaited where that is a coroutine.
+        *arguments, **keywords : object
+            Its arguments.
+
+        Returns
+        -------
+        object
+            What it returns.
+
+        Raises
+        ------
+        TimeoutError
+            If it takes longer than two minutes.
         """
 
         async def call() -> Any:
@@ -172,7 +195,23 @@ class LocalFederation:
         lifetime: float = TOKEN_SECONDS,
         groups: Iterable[str] = (),
     ) -> str:
-        """Create another token of a site."""
+        """Create another token of a site.
+
+        Parameters
+        ----------
+        site : str
+            Name of the site.
+        subject : str
+            For whom it is.
+        lifetime : float, default 86400
+            How long it counts, in seconds.
+        groups : iterable of str, optional
+            Groups of the subject.
+
+        Returns
+        -------
+        str
+        """
         return create_token(self._configs[site], subject, lifetime, groups)
 
     def close(self) -> None:

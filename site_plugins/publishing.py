@@ -78,7 +78,7 @@ def publish_dataset(
     dataset : xarray.Dataset or str or path
         A path or fsspec URL that the workers can open; or a dataset, which the cluster
         writes into the site's state folder.
-    **options
+    **options : object
         Whatever a ``[datasets.<name>]`` section of `site.toml` may hold: ``title``,
         ``egress``, ``engine`` …
 
@@ -91,6 +91,16 @@ def publish_dataset(
     ------
     ConfigurationError
         If it cannot be published like that.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from site_plugins import SitePlugin
+    >>> options = {"processes": False, "n_workers": 1, "dashboard_address": None}
+    >>> with Client(**options, set_as_default=False) as client:
+    ...     client.register_plugin(SitePlugin("north"))
+    ...     publish_dataset(client, "a1b", "s3://bucket/a1b.zarr", egress="derived")
+    'a1b'
     """
     return client.sync(_publish_dataset, client, name, dataset, options)
 
@@ -151,13 +161,31 @@ def unpublish(client: Any, name: str, kind: str | None = None) -> Any:
         Of the site's cluster.
     name : str
         Its name.
-    kind : str, optional
-        ``"function"`` or ``"dataset"``, where both have that name.
+    kind : {"function", "dataset"}, optional
+        Which one, where both have that name.
+
+    Returns
+    -------
+    None
+        An awaitable with an asynchronous client.
 
     Raises
     ------
     ConfigurationError
-        If there is no such thing.
+        If nothing is published under that name, or both and `kind` does not say which.
+
+    Examples
+    --------
+    >>> from distributed import Client
+    >>> from site_plugins import SitePlugin, publish
+    >>> def double(number: float) -> float:
+    ...     return 2 * number
+    >>> options = {"processes": False, "n_workers": 1, "dashboard_address": None}
+    >>> with Client(**options, set_as_default=False) as client:
+    ...     client.register_plugin(SitePlugin("north"))
+    ...     publish(client, double)
+    ...     unpublish(client, "double")
+    'double'
     """
     return client.sync(_unpublish, client, name, kind)
 

@@ -147,21 +147,24 @@ class SitePlugin(SchedulerPlugin):
         What the site can be asked to run.
     peers : iterable of Peer, optional
         The other sites of the federation.
-    lease_seconds : float, optional
-        Longest time that a lease lasts without being used.
-    longest_lease_seconds : float, optional
-        Longest time that a lease lasts at all.
-    leases_per_owner : int, optional
+    lease_seconds : float, default 3600
+        Longest time that a lease lasts without being used, in seconds.
+    longest_lease_seconds : float, default 86400
+        Longest time that a lease lasts at all, in seconds.
+    leases_per_owner : int, default 500
         How many leases one owner may have at a time.
-    cache_seconds : float, optional
-        How long results of finished jobs are kept, see `ResultCache`.
-    cache_bytes : int, optional
-        Bytes kept for one owner.
     held_bytes_per_owner : int, optional
-        How many bytes they may hold together; by default a quarter of the
-        memory of all workers.
+        How many bytes these may hold together; by default a quarter of the memory of
+        all workers.
+    cache_seconds : float, default 0
+        How long results of finished jobs are kept, in seconds, see `ResultCache`; 0 for
+        not at all.
+    cache_bytes : int, optional
+        Bytes of them that are kept for one owner; by default a twentieth of the memory of
+        all workers.
     state : Path, optional
-        Folder where the scheduler keeps what is published at run time.
+        Folder where the scheduler keeps what is published at run time; by default that is
+        gone when the scheduler ends.
 
     Examples
     --------
@@ -206,7 +209,18 @@ class SitePlugin(SchedulerPlugin):
 
     @classmethod
     def from_config(cls, config: SiteConfig) -> SitePlugin:
-        """Take everything from a `site.toml`."""
+        """Take everything from a `site.toml`.
+
+        Parameters
+        ----------
+        config : SiteConfig
+            What stands in it.
+
+        Returns
+        -------
+        SitePlugin
+            Without functions that cannot be published; why not is logged.
+        """
         return cls(
             config.name,
             title=config.site.title,

@@ -91,6 +91,11 @@ class FederatedClient:
 
     Raises
     ------
+    NotFound
+        If its site knows no such `project`, or not you as its member.
+    ConfigurationError
+        If addresses, token, `verify` or `link_costs` cannot be ones, or another site
+        answers at an address than the one that was named.
     SiteUnavailable, NotAuthenticated
         If a given address does not answer or does not accept the token.  Peers
         that cannot be reached are listed in `sites` with the reason.
@@ -186,10 +191,21 @@ class FederatedClient:
     def connection_of(self, site: str) -> SiteConnection:
         """Give the connection to a site.
 
+        Parameters
+        ----------
+        site : str
+            Its name.
+
+        Returns
+        -------
+        SiteConnection
+
         Raises
         ------
         NotFound
             If the federation has no such site.
+        ConfigurationError
+            If an asynchronous client has not been awaited.
         FederatedError
             Why the site could not be reached.
         """
@@ -233,6 +249,12 @@ class FederatedClient:
             If there is no such site or dataset.
         DatasetUnreadable
             If the site cannot open it.
+
+        Examples
+        --------
+        >>> a1b = fed.open_dataset("north/a1b")
+        >>> dict(a1b.sizes)
+        {'time': 24, 'latitude': 6}
         """
         # Checked at once, in asynchronous mode too.
         name = self._federation.qualified(name)
@@ -281,6 +303,24 @@ class FederatedClient:
         -------
         FederatedFuture or list of FederatedFuture
             In the shape of `collections`; the results themselves with ``sync=True``.
+
+        Raises
+        ------
+        NotPermitted
+            If it would bring home more of a dataset than may leave its site; before
+            anything runs.
+        ConfigurationError
+            If it needs what was persisted on a `distributed.Client`.
+        SiteUnavailable, TaskFailed, VersionChanged
+            By ``sync=True``, or by the futures: a site is away, a task raised (see
+            `FederatedFuture.result`), a dataset is no longer the one that was opened.
+
+        Examples
+        --------
+        >>> temperature = fed.open_dataset("north/a1b").air_temperature
+        >>> future = fed.compute(temperature.mean())
+        >>> round(float(future.result()), 1)
+        287.5
         """
         several = isinstance(collections, list | tuple)
         futures = self._computer.start(list(collections) if several else [collections], timeout)
@@ -321,6 +361,23 @@ class FederatedClient:
             Of the same kinds; chunks made at a site stay there under a lease
             until nothing refers to them any more.  An awaitable of them in
             asynchronous mode.
+
+        Raises
+        ------
+        NotPermitted
+            If it would bring home more of a dataset than may leave its site.
+        ConfigurationError
+            If it needs what was persisted on a `distributed.Client`.
+        SiteUnavailable, TaskFailed, VersionChanged
+            If a site is away, a task raised (see `FederatedFuture.result`), or a dataset is
+            no longer the one that was opened.
+
+        Examples
+        --------
+        >>> temperature = fed.open_dataset("north/a1b").air_temperature
+        >>> yearly = fed.persist(temperature.groupby("time.year").mean())
+        >>> yearly.shape  # its values are at north
+        (2, 6)
         """
         several = isinstance(collections, list | tuple)
         items = list(collections) if several else [collections]
@@ -344,6 +401,26 @@ class FederatedClient:
         Explanation
             Tasks and bytes read per site, bytes per link, what downloading would
             cost, and why tasks are not at their data; text and HTML.
+
+        Raises
+        ------
+        NotPermitted
+            If the compute would bring home more of a dataset than may leave its site.
+        ConfigurationError
+            If there is nothing to compute, or it needs what was persisted on a
+            `distributed.Client`.
+
+        Examples
+        --------
+        >>> a1b = fed.open_dataset("north/a1b").air_temperature
+        >>> e1 = fed.open_dataset("south/e1").air_temperature
+        >>> print(fed.explain(a1b.max() - e1.max()))
+        Plan
+          where  tasks     reads
+          north      2  1.12 kiB
+          south      ...
+        Not at its data:
+          1 × sub: it needs data of north and south together
         """
         several = isinstance(collections, list | tuple)
         return self._computer.explain(list(collections) if several else [collections])
@@ -384,8 +461,9 @@ class FederatedClient:
 
         Examples
         --------
-        >>> slope = fed.submit("north/trend", "north/a1b", start=2070)  # doctest: +SKIP
-        >>> slope.result()  # doctest: +SKIP
+        >>> trend = fed.submit("north/linear_trend", "north/a1b/air_temperature", start=2070)
+        >>> sorted(trend.result())
+        ['intercept', 'slope']
         """
         return self._caller.submit(function, arguments, keywords)
 
@@ -403,9 +481,23 @@ class FederatedClient:
         **keywords : object
             Passed to all calls alike.
 
+        Returns
+        -------
+        list of FederatedFuture
+
+        Raises
+        ------
+        ConfigurationError
+            If there are no iterables, or one of them is a text.
+        NotFound, RequestRefused
+            As `submit` does.
+
         Examples
         --------
-        >>> fed.map("north/trend", ["north/a1b", "north/e1"], start=2070)  # doctest: +SKIP
+        >>> names = ["north/a1b/air_temperature", "south/e1/air_temperature"]
+        >>> futures = fed.map("north/climatology", names, start=2070)
+        >>> [future.result().shape for future in futures]
+        [(12, 6), (12, 6)]
         """
         if not iterables or any(isinstance(each, str) for each in iterables):
             raise ConfigurationError(
@@ -421,25 +513,57 @@ class FederatedClient:
         ----------
         futures : future, or list, tuple, set or dict of them, nested as you like
             What to wait for; anything else is its own result.
-        errors : {"raise", "skip"}
+        errors : {"raise", "skip"}, default "raise"
             Raise what one of them raised, or leave those out.
 
         Returns
         -------
         object
             Results in the shape of `futures`; an awaitable of it in asynchronous mode.
+
+        Raises
+        ------
+        ConfigurationError
+            If `errors` is anything else.
+        TaskFailed, FederatedError, concurrent.futures.CancelledError
+            What `FederatedFuture.result` of one of them raises, unless those are left out.
+
+        Examples
+        --------
+        >>> temperature = fed.open_dataset("north/a1b").air_temperature
+        >>> futures = {"least": fed.compute(temperature.min()), "first": fed.submit(min, 3, 2)}
+        >>> sorted(fed.gather(futures))
+        ['first', 'least']
         """
         if errors not in ("raise", "skip"):
             raise ConfigurationError(f"errors is 'raise' or 'skip', not {errors!r}.")
         return self._run(gathered(futures, skip_errors=errors == "skip"))
 
     def cancel(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
-        """Stop computes and calls, at the sites too."""
+        """Stop computes and calls, at the sites too.
+
+        Parameters
+        ----------
+        futures : FederatedFuture or iterable of them
+            What to stop.  Those of one `compute` are one compute, which stops when all
+            of them are cancelled.
+        """
         for future in _several(futures):
             future.cancel()
 
     def retry(self, futures: FederatedFuture[Any] | Iterable[FederatedFuture[Any]]) -> None:
-        """Make calls again that have ended, for example because a site was away."""
+        """Make calls again that have ended, for example because a site was away.
+
+        Parameters
+        ----------
+        futures : FederatedFuture or iterable of them
+            Those of calls; a call that has not ended goes on.
+
+        Raises
+        ------
+        ConfigurationError
+            If one of them is no call.
+        """
         for future in _several(futures):
             future.retry()
 
@@ -477,6 +601,11 @@ class FederatedClient:
         -------
         mapping of str to Usage
             By site; shown as a table.  An awaitable of it, in asynchronous mode.
+
+        Raises
+        ------
+        NotFound
+            If there is no such site.
         """
         return self._run(terms.usage(self._federation, site))
 

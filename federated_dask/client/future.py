@@ -41,6 +41,28 @@ class FederatedFuture(Generic[T]):
     can be awaited.  What a called function returned stays at its site until
     `result` fetches it; `to_dataset` and `to_dataarray` give it lazily, and as an
     argument of another call it goes from site to site.
+
+    Parameters
+    ----------
+    future : concurrent.futures.Future
+        What it waits for.
+    label : str, default "compute"
+        What it is the result of.
+    progress : CallProgress, optional
+        Where the call writes how far it is.
+    again : callable, optional
+        Makes the call anew; only calls can be tried again.
+
+    Examples
+    --------
+    >>> from concurrent.futures import Future
+    >>> inner = Future()
+    >>> future = FederatedFuture(inner, label="north/trend")
+    >>> future.status
+    'pending'
+    >>> inner.set_result(2.5)
+    >>> future.status, future.result(timeout=1)
+    ('finished', 2.5)
     """
 
     def __init__(
@@ -93,10 +115,22 @@ class FederatedFuture(Generic[T]):
         timeout : float, optional
             Seconds to wait; the compute or call goes on after that.
 
+        Returns
+        -------
+        object
+            What was computed, or what the function returned.
+
         Raises
         ------
         SiteUnavailable
             With reason ``timed_out`` if the result is not there in time.
+        TaskFailed
+            If a task or the function raised; where that was an exception of Python, numpy,
+            pandas, xarray or zarr, one of that type, with `TaskFailed` as its ``__cause__``.
+        FederatedError
+            Whatever else the compute or call failed with.
+        concurrent.futures.CancelledError
+            If it was cancelled.
         """
         settled = self._settled(timeout)
         if not isinstance(settled, ReturnedObject):
@@ -122,7 +156,25 @@ class FederatedFuture(Generic[T]):
         return self._future.result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the end; return what was raised, or None."""
+        """Wait for the end; return what was raised.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait.
+
+        Returns
+        -------
+        BaseException or None
+            None where nothing was raised.
+
+        Raises
+        ------
+        SiteUnavailable
+            With reason ``timed_out`` if it has not ended in time.
+        concurrent.futures.CancelledError
+            If it was cancelled.
+        """
         try:
             return self._future.exception(timeout)
         except concurrent.futures.TimeoutError:
@@ -131,7 +183,22 @@ class FederatedFuture(Generic[T]):
     def traceback(self, timeout: float | None = None) -> str | None:
         """Wait for the end; tell where it failed, at the site too, as Python shows it.
 
-        None where nothing was raised.
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait.
+
+        Returns
+        -------
+        str or None
+            None where nothing was raised.
+
+        Raises
+        ------
+        SiteUnavailable
+            With reason ``timed_out`` if it has not ended in time.
+        concurrent.futures.CancelledError
+            If it was cancelled.
         """
         error = self.exception(timeout)
         return None if error is None else "".join(traceback.format_exception(error))
@@ -165,10 +232,16 @@ class FederatedFuture(Generic[T]):
 
         Its chunks stay at the site; expressions over it run there.
 
+        Returns
+        -------
+        xarray.Dataset
+
         Raises
         ------
         ConfigurationError
             If it is no dataset.
+        TaskFailed, FederatedError, concurrent.futures.CancelledError
+            As `result` does.
         """
         found = self._lazily()
         if isinstance(found, xr.Dataset):
@@ -180,10 +253,16 @@ class FederatedFuture(Generic[T]):
 
         Its chunks stay at the site; expressions over it run there.
 
+        Returns
+        -------
+        xarray.DataArray
+
         Raises
         ------
         ConfigurationError
             If it is no array.
+        TaskFailed, FederatedError, concurrent.futures.CancelledError
+            As `result` does.
         """
         found = self._lazily()
         if isinstance(found, xr.DataArray):
@@ -196,7 +275,13 @@ class FederatedFuture(Generic[T]):
         return _as_lazy(self._settled())
 
     def add_done_callback(self, function: Callable[[FederatedFuture[T]], object]) -> None:
-        """Call `function` with this future once it is done, on a thread of its own."""
+        """Call `function` with this future once it is done, on a thread of its own.
+
+        Parameters
+        ----------
+        function : callable
+            Takes the future; what it raises is logged.
+        """
 
         def call() -> None:
             try:

@@ -45,8 +45,16 @@ class as_completed:  # noqa: N801  # as in distributed
 
     Examples
     --------
-    >>> for future in as_completed(fed.map("north/trend", names)):  # doctest: +SKIP
-    ...     print(future.result())
+    Futures come from ``fed.map("north/trend", names)``; here they are made by hand:
+
+    >>> from concurrent.futures import Future
+    >>> slow, fast = Future(), Future()
+    >>> futures = [FederatedFuture(slow), FederatedFuture(fast)]
+    >>> completed = as_completed(futures, with_results=True)
+    >>> fast.set_result("fast")
+    >>> slow.set_result("slow")
+    >>> [result for future, result in completed]
+    ['fast', 'slow']
 
     In a coroutine: ``async for future in as_completed(futures)``.
     """
@@ -154,7 +162,7 @@ def wait(
         What to wait for.
     timeout : float, optional
         Seconds to wait.
-    return_when : {"ALL_COMPLETED", "FIRST_COMPLETED"}
+    return_when : {"ALL_COMPLETED", "FIRST_COMPLETED"}, default "ALL_COMPLETED"
         When to come back.
 
     Returns
@@ -166,6 +174,18 @@ def wait(
     ------
     SiteUnavailable
         With reason ``timed_out`` if that does not happen in time.
+    ConfigurationError
+        If `return_when` is anything else.
+
+    Examples
+    --------
+    >>> from concurrent.futures import Future
+    >>> inner = Future()
+    >>> futures = [FederatedFuture(inner), FederatedFuture(Future())]
+    >>> inner.set_result(2.5)
+    >>> done, not_done = wait(futures, timeout=1, return_when="FIRST_COMPLETED")
+    >>> len(done), len(not_done)
+    (1, 1)
     """
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED"):
         raise ConfigurationError("return_when is 'ALL_COMPLETED' or 'FIRST_COMPLETED'.")
@@ -210,7 +230,10 @@ def progress(
 
     Examples
     --------
-    >>> progress(fed.map("north/trend", names))  # doctest: +SKIP
+    >>> from concurrent.futures import Future
+    >>> inner = Future()
+    >>> inner.set_result(2.5)
+    >>> progress([FederatedFuture(inner, label="north/trend")], notebook=False)
     """
     several: list[FederatedFuture[Any]] = []
     for each in futures:
