@@ -244,7 +244,7 @@ class FederatedClient:
         Raises
         ------
         ConfigurationError
-            If the name is not of the form ``site/dataset``.
+            If the name is not of the form ``site/dataset``, or this client is closed.
         NotFound
             If there is no such site or dataset.
         DatasetUnreadable
@@ -310,7 +310,7 @@ class FederatedClient:
             If it would bring home more of a dataset than may leave its site; before
             anything runs.
         ConfigurationError
-            If it needs what was persisted on a `distributed.Client`.
+            If it needs what was persisted on a `distributed.Client`, or this client is closed.
         SiteUnavailable, TaskFailed, VersionChanged
             By ``sync=True``, or by the futures: a site is away, a task raised (see
             `FederatedFuture.result`), a dataset is no longer the one that was opened.
@@ -367,7 +367,7 @@ class FederatedClient:
         NotPermitted
             If it would bring home more of a dataset than may leave its site.
         ConfigurationError
-            If it needs what was persisted on a `distributed.Client`.
+            If it needs what was persisted on a `distributed.Client`, or this client is closed.
         SiteUnavailable, TaskFailed, VersionChanged
             If a site is away, a task raised (see `FederatedFuture.result`), or a dataset is
             no longer the one that was opened.

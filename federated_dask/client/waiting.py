@@ -43,6 +43,11 @@ class as_completed:  # noqa: N801  # as in distributed
     with_results : bool, default False
         Give pairs of a future and its result, and raise what a future raised.
 
+    Raises
+    ------
+    ConfigurationError
+        If what is to be waited for is no future.
+
     Examples
     --------
     Futures come from ``fed.map("north/trend", names)``; here they are made by hand:
@@ -175,7 +180,7 @@ def wait(
     SiteUnavailable
         With reason ``timed_out`` if that does not happen in time.
     ConfigurationError
-        If `return_when` is anything else.
+        If `return_when` is anything else, or what is to be waited for is no future.
 
     Examples
     --------
