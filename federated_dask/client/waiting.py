@@ -233,6 +233,11 @@ def progress(
         Show HTML in a notebook, which goes on by itself, or bars in the terminal
         until all have ended; by default what fits where this runs.
 
+    Raises
+    ------
+    ConfigurationError
+        If what is to be looked at is no future.
+
     Examples
     --------
     >>> from concurrent.futures import Future
