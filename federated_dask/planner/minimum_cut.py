@@ -35,6 +35,9 @@ FEW = 8
 CAPACITY_SUM = 2**30
 """scipy's capacities are 32-bit; costs are scaled so that their sum stays below this."""
 
+KEEP, CHANGE = 0, 1
+"""Nodes of the network for what is sure to keep its place, and for what is at the target."""
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -228,13 +231,13 @@ class _State:
 
 
 class _Network:
-    """A flow network in the making; node 0 is "keep", node 1 is "change"."""
+    """A flow network in the making; of every other node a cut says which of the two it joins."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.ends: list[int] = []
         self.capacities: list[float] = []
-        self.size = 2
+        self.size = len((KEEP, CHANGE))
 
     def node(self) -> int:
         self.size += 1
@@ -246,8 +249,59 @@ class _Network:
             self.ends.append(end)
             self.capacities.append(capacity)
 
+    def any_changed_while_kept(self, wanting: Sequence[int], size: float, start: int) -> None:
+        """Cost if some of `wanting` are at the target while `start` keeps its place."""
+        wanting = [node for node in wanting if node != KEEP]
+        if start == CHANGE or not wanting:
+            return
+        if CHANGE in wanting:
+            self.edge(start, CHANGE, size)
+            return
+        if len(wanting) == 1:
+            self.edge(start, wanting[0], size)
+            return
+        relay = self.node()
+        self.edge(start, relay, size)
+        for node in wanting:
+            self.edge(relay, node, np.inf)
+
+    def any_kept_while_changed(self, wanting: Sequence[int], size: float, end: int) -> None:
+        """Cost if some of `wanting` keep their place while `end` changes."""
+        wanting = [node for node in wanting if node != CHANGE]
+        if not wanting or size <= 0 or end == KEEP:
+            return
+        if KEEP in wanting:
+            self.edge(KEEP, end, size)
+            return
+        if len(wanting) == 1:
+            self.edge(wanting[0], end, size)
+            return
+        relay = self.node()
+        for node in wanting:
+            self.edge(node, relay, np.inf)
+        self.edge(relay, end, size)
+
+    def any_kept(self, wanting: Sequence[int], size: float) -> None:
+        """Cost if some of `wanting` keep their place."""
+        self.any_kept_while_changed(wanting, size, CHANGE)
+
+    def any_kept_while_kept(self, wanting: Sequence[int], size: float, start: int) -> None:
+        """Upper bound of the cost if some of `wanting` and `start` keep their places.
+
+        Not expressible exactly in a cut; counted if any of `wanting` keeps its place,
+        which can only make staying look dearer than it is. `assign` takes a move only
+        if it lowers the true total.
+        """
+        if start == CHANGE:
+            return
+        if KEEP in wanting:
+            # That one is sure to keep its place, so this is exact.
+            self.edge(start, CHANGE, size)
+            return
+        self.any_kept(wanting, size)
+
     def kept(self, most: float) -> np.ndarray:
-        """Say of every node whether a minimum cut leaves it on the side of node 0.
+        """Say of every node whether a minimum cut leaves it on the side of `KEEP`.
 
         `most` is what some cut costs: what is dearer is never cut, and as dear as
         that is dear enough.  So a few huge values do not drown all others in the
@@ -264,11 +318,11 @@ class _Network:
         graph = csr_array(
             (scaled.astype(np.int32), (self.starts, self.ends)), shape=shape, dtype=np.int32
         )
-        residual = graph - maximum_flow(graph, 0, 1).flow
+        residual = graph - maximum_flow(graph, KEEP, CHANGE).flow
         residual.data[residual.data < 0] = 0
         residual.eliminate_zeros()
         side = np.zeros(self.size, dtype=bool)
-        side[breadth_first_order(residual, 0, return_predecessors=False)] = True
+        side[breadth_first_order(residual, KEEP, return_predecessors=False)] = True
         return side
 
 
@@ -286,15 +340,20 @@ def _expand(
     for value in values:
         for item in value.consumers:
             if item not in nodes:
-                nodes[item] = 1 if current[item] == target else 0
+                nodes[item] = _sure(current[item], target)
         if value.producer is not None and value.producer not in nodes:
-            nodes[value.producer] = 1 if current[value.producer] == target else 0
+            nodes[value.producer] = _sure(current[value.producer], target)
     for value in values:
         _add_value(network, value, current, nodes, cost, target)
     if not network.starts:
         return {}
     kept = network.kept(best * (1 + 1e-9))
     return {item: target for item in active if not kept[nodes[item]]}
+
+
+def _sure(place: Hashable, target: Hashable) -> int:
+    """Node of what stays where it is."""
+    return CHANGE if place == target else KEEP
 
 
 def _add_value(
@@ -305,39 +364,38 @@ def _add_value(
     cost: Cost,
     target: Hashable,
 ) -> None:
+    """Add what it costs to bring a value wherever it is needed, however the cut turns out."""
     if value.producer is None and len(value.consumers) == 1 and not value.needed_at:
-        _bring_to_one(network, value, current, nodes, cost, target)
+        _add_value_for_one(network, value, current, nodes, cost, target)
         return
-    # Node of the producer: 0 keeps its place, 1 is at the target.
     if value.producer is None:
-        start, producer = value.place, 1 if value.place == target else 0
+        start, producer = value.place, _sure(value.place, target)
     else:
         start, producer = current[value.producer], nodes[value.producer]
     consumers: dict[Hashable, list[int]] = {}
     for item in value.consumers:
         consumers.setdefault(current[item], []).append(nodes[item])
     for place in value.needed_at:
-        consumers.setdefault(place, []).append(1 if place == target else 0)
-    _bring_to_target(network, value.size * cost(start, target), producer, consumers)
+        consumers.setdefault(place, []).append(_sure(place, target))
+    everybody = [node for wanting in consumers.values() for node in wanting]
+    network.any_changed_while_kept(everybody, value.size * cost(start, target), producer)
     for place, wanting in consumers.items():
         if place == target:
             continue
-        still = [node for node in wanting if node != 1]
         if place == start:
             # Brought back only if the producer changes and a consumer does not.
-            back = value.size * cost(target, place)
-            _any_kept(network, still, back, producer)
-        else:
-            # Brought wherever the producer is; dearer or cheaper from the target.
-            before, after = value.size * cost(start, place), value.size * cost(target, place)
-            _any_kept(network, still, min(before, after), 1)
-            if after > before:
-                _any_kept(network, still, after - before, producer)
-            elif before > after:
-                _any_kept_while_kept(network, still, before - after, producer)
+            network.any_kept_while_changed(wanting, value.size * cost(target, place), producer)
+            continue
+        # Brought wherever the producer is; dearer or cheaper from the target.
+        before, after = value.size * cost(start, place), value.size * cost(target, place)
+        network.any_kept(wanting, min(before, after))
+        if after > before:
+            network.any_kept_while_changed(wanting, after - before, producer)
+        elif before > after:
+            network.any_kept_while_kept(wanting, before - after, producer)
 
 
-def _bring_to_one(
+def _add_value_for_one(
     network: _Network,
     value: Value,
     current: Sequence[Hashable],
@@ -349,59 +407,6 @@ def _bring_to_one(
     (item,) = value.consumers
     place = current[item]
     if value.place != place:
-        network.edge(nodes[item], 1, value.size * cost(value.place, place))
+        network.edge(nodes[item], CHANGE, value.size * cost(value.place, place))
     if value.place != target:
-        network.edge(0, nodes[item], value.size * cost(value.place, target))
-
-
-def _bring_to_target(
-    network: _Network, size: float, producer: int, consumers: Mapping[Hashable, Sequence[int]]
-) -> None:
-    """Cost if the producer keeps its place and some consumer is at the target."""
-    wanting = [node for nodes in consumers.values() for node in nodes if node != 0]
-    if producer == 1 or not wanting:
-        return
-    if 1 in wanting:
-        network.edge(producer, 1, size)
-        return
-    if len(wanting) == 1:
-        network.edge(producer, wanting[0], size)
-        return
-    relay = network.node()
-    network.edge(producer, relay, size)
-    for node in wanting:
-        network.edge(relay, node, np.inf)
-
-
-def _any_kept(network: _Network, wanting: Sequence[int], size: float, end: int) -> None:
-    """Cost if some of `wanting` keep their place while `end` changes."""
-    if not wanting or size <= 0 or end == 0:
-        return
-    if 0 in wanting:
-        network.edge(0, end, size)
-        return
-    if len(wanting) == 1:
-        network.edge(wanting[0], end, size)
-        return
-    relay = network.node()
-    for node in wanting:
-        network.edge(node, relay, np.inf)
-    network.edge(relay, end, size)
-
-
-def _any_kept_while_kept(
-    network: _Network, wanting: Sequence[int], size: float, producer: int
-) -> None:
-    """Upper bound of the cost if a consumer and the producer both keep their places.
-
-    Not expressible exactly in a cut; counted if any consumer keeps its place,
-    which can only make staying look dearer than it is. `assign` takes a move only
-    if it lowers the true total.
-    """
-    if producer == 1:
-        return
-    if 0 in wanting:
-        # That one is sure to keep its place, so this is exact.
-        network.edge(producer, 1, size)
-        return
-    _any_kept(network, wanting, size, 1)
+        network.edge(KEEP, nodes[item], value.size * cost(value.place, target))
