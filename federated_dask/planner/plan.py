@@ -361,42 +361,20 @@ def _bring(graph: PlanGraph, placement: Placement, sizes: tuple[list[int], ...],
 
 def _assign(plan: Plan) -> None:
     """Cut the placed graph into jobs and home shares."""
-    places, stages = plan.placement.places, plan.placement.stages
-    shares: dict[tuple[int, str], Job] = {}
     wanted = set(plan.graph.outputs.values())
     wanted -= plan.kept.keys()
-    needed = _needed(plan, wanted)
-    for position, place_ in enumerate(places):
-        if position not in needed:
-            continue
-        if place_ is None and position in wanted:
-            place_ = plan.at or HOME
-        if place_ is not None:
-            share = shares.setdefault((stages[position], place_), Job(place_, stages[position]))
-            share.tasks.append(position)
-    makers: dict[tuple[int, str], Job] = {}
-    for share in shares.values():
-        share.tasks = _with_free(plan, share.tasks)
-        for position in share.tasks:
-            makers[position, share.site] = share
-    for share in shares.values():
-        _connect(plan, share, makers, set(share.tasks))
-    for position in wanted:
-        place_ = places[position] or plan.at
-        if place_ is not None and place_ != HOME:
-            job = makers[position, place_]
-            (job.held if plan.hold else job.released).append(position)
-    for (stage, place_), share in sorted(shares.items()):
-        share.released = list(dict.fromkeys(share.released))
-        share.held = list(dict.fromkeys(share.held))
-        if place_ == HOME:
-            plan.home[stage] = share.tasks
+    needed, plan.kept = _needed(plan, wanted)
+    shares = _shares(plan, wanted, needed)
+    _hand_on(plan, wanted, shares)
+    for share in sorted(shares, key=lambda share: (share.stage, share.site)):
+        if share.site == HOME:
+            plan.home[share.stage] = share.tasks
         else:
-            plan.jobs[stage].append(share)
+            plan.jobs[share.stage].append(share)
 
 
-def _needed(plan: Plan, wanted: set[int]) -> set[int]:
-    """Tasks that have to run, given what is at home; of that, only what is used stays."""
+def _needed(plan: Plan, wanted: set[int]) -> tuple[set[int], dict[int, Any]]:
+    """Tasks that have to run, given what is at home, and what of that is used."""
     places = plan.placement.places
     used = {p for p in plan.graph.outputs.values() if p not in wanted}
     needed = set(wanted)
@@ -409,8 +387,39 @@ def _needed(plan: Plan, wanted: set[int]) -> set[int]:
             elif below not in needed:
                 needed.add(below)
                 stack.append(below)
-    plan.kept = {position: found for position, found in plan.kept.items() if position in used}
-    return needed
+    return needed, {position: found for position, found in plan.kept.items() if position in used}
+
+
+def _shares(plan: Plan, wanted: set[int], needed: set[int]) -> list[Job]:
+    """Give each place and stage its tasks, and again those that run anywhere."""
+    stages = plan.placement.stages
+    shares: dict[tuple[int, str], Job] = {}
+    for position, place_ in enumerate(plan.placement.places):
+        if position not in needed:
+            continue
+        if place_ is None and position in wanted:
+            place_ = plan.at or HOME
+        if place_ is not None:
+            share = shares.setdefault((stages[position], place_), Job(place_, stages[position]))
+            share.tasks.append(position)
+    for share in shares.values():
+        share.tasks = _with_free(plan, share.tasks)
+    return list(shares.values())
+
+
+def _hand_on(plan: Plan, wanted: set[int], shares: list[Job]) -> None:
+    """Note which results each share has to hold or release, and for whom."""
+    makers = {(position, share.site): share for share in shares for position in share.tasks}
+    for share in shares:
+        _connect(plan, share, makers, set(share.tasks))
+    for position in wanted:
+        place_ = plan.placement.places[position] or plan.at
+        if place_ is not None and place_ != HOME:
+            job = makers[position, place_]
+            (job.held if plan.hold else job.released).append(position)
+    for share in shares:
+        share.released = list(dict.fromkeys(share.released))
+        share.held = list(dict.fromkeys(share.held))
 
 
 def _confirm(plan: Plan) -> None:
