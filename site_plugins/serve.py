@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import Client, LocalCluster, Security
 
@@ -104,86 +104,133 @@ async def run_site(config: SiteConfig) -> AsyncIterator[Site]:
         the port is taken.
     """
     async with AsyncExitStack() as stack:
-        registry = Registry(config.site.state / REGISTRY)
-        stack.callback(registry.close)
-        audit = Audit(config.site.state / AUDIT_LOG)
-        stack.callback(audit.close)
-        policy = Policy.from_config(config, registry)
-        verifiers = TokenVerifiers.from_config(config, registry)
-        stack.push_async_callback(verifiers.close)
-        address, security = await _scheduler(config.cluster, stack)
-        client = await _client(address, security, stack)
-        plugin = SitePlugin.from_config(config)
-        # Idempotent: a scheduler that is a site's already stays what it is.
-        await client.register_plugin(plugin, name=plugin.name)
-        gateway = Gateway(
-            client, config.name, version_check_seconds=config.limits.version_check_seconds
-        )
-        stack.push_async_callback(gateway.close)
-        if config.cluster.address is None:
-            # Results that end with the cluster are not lost; Dask would warn of it.
-            stack.push_async_callback(gateway.release_all)
-        advertised = await gateway.state()
-        if advertised.name != config.name:
-            raise ConfigurationError(
-                f"The scheduler at {address} is that of the site {advertised.name!r}, "
-                f"not of {config.name!r}."
-            )
-        peers = PeerList(config, registry)
-        peering = Peering(config, peers)
-        stack.push_async_callback(peering.close)
-        projects = ProjectStore(policy, registry, config.projects.may_create)
-        memberships = Memberships(
-            policy,
-            projects,
-            peers,
-            config.tokens.private_key,
-            [config.token_issuer, *(section.url for section in config.issuers)],
-        )
-        stack.push_async_callback(memberships.close)
-        policy.standing = lambda principal: (
-            memberships.standing(principal) if verifiers.stands(principal) else None
-        )
-        settings = JobSettings(
-            limits=config.limits.protocol(),
-            heartbeat_seconds=config.limits.heartbeat_seconds,
-            task_bytes=config.limits.task_bytes,
-            keeps_results=config.limits.cache_seconds > 0,
-        )
-        quotas = Quotas(registry, config.quotas, config.name)
-        stack.callback(quotas.write)
-        app = create_app(
-            gateway,
-            verifiers,
-            policy,
-            registry,
-            audit=audit,
-            quotas=quotas,
-            settings=settings,
-            peering=peering,
-            functions=config.functions,
-            origins=config.endpoint.origins,
-            call_seconds=config.limits.lease_seconds,
-            invitations=Invitations(config, registry, peers),
-            memberships=memberships,
-            projects=projects,
-        )
-        stack.push_async_callback(app.state.book.close)
-        server = EndpointServer(
-            app,
-            config.endpoint.host,
-            config.endpoint.port,
-            certificate=config.endpoint.certificate,
-            private_key=config.endpoint.private_key,
-            stop_seconds=STOP_SECONDS,
-        )
-        stack.push_async_callback(server.stop)
-        await server.start()
-        site = Site(config, server, client, app.state.book)
+        records = _records(config, stack)
+        gateway = await _cluster(config, stack)
+        neighbours = _neighbours(config, records, stack)
+        server, book = await _endpoint(config, records, gateway, neighbours, stack)
+        site = Site(config, server, gateway.client, book)
         logger.info("Site %s answers at %s", site.name, site.address)
         if site.dashboard_link is not None:
             logger.info("The Dask dashboard of its cluster is at %s", site.dashboard_link)
         yield site
+
+
+class _Records(NamedTuple):
+    """What is kept on disk, and who may do what by it."""
+
+    registry: Registry
+    audit: Audit
+    policy: Policy
+    verifiers: TokenVerifiers
+
+
+def _records(config: SiteConfig, stack: AsyncExitStack) -> _Records:
+    registry = Registry(config.site.state / REGISTRY)
+    stack.callback(registry.close)
+    audit = Audit(config.site.state / AUDIT_LOG)
+    stack.callback(audit.close)
+    policy = Policy.from_config(config, registry)
+    verifiers = TokenVerifiers.from_config(config, registry)
+    stack.push_async_callback(verifiers.close)
+    return _Records(registry, audit, policy, verifiers)
+
+
+async def _cluster(config: SiteConfig, stack: AsyncExitStack) -> Gateway:
+    """Start the cluster, or find it; make its scheduler this site's."""
+    address, security = await _scheduler(config.cluster, stack)
+    client = await _client(address, security, stack)
+    plugin = SitePlugin.from_config(config)
+    # Idempotent: a scheduler that is a site's already stays what it is.
+    await client.register_plugin(plugin, name=plugin.name)
+    gateway = Gateway(
+        client, config.name, version_check_seconds=config.limits.version_check_seconds
+    )
+    stack.push_async_callback(gateway.close)
+    if config.cluster.address is None:
+        # Results that end with the cluster are not lost; Dask would warn of it.
+        stack.push_async_callback(gateway.release_all)
+    advertised = await gateway.state()
+    if advertised.name != config.name:
+        raise ConfigurationError(
+            f"The scheduler at {address} is that of the site {advertised.name!r}, "
+            f"not of {config.name!r}."
+        )
+    return gateway
+
+
+class _Neighbours(NamedTuple):
+    """The other sites, and who works together over several of them."""
+
+    peers: PeerList
+    peering: Peering
+    projects: ProjectStore
+    memberships: Memberships
+
+
+def _neighbours(config: SiteConfig, records: _Records, stack: AsyncExitStack) -> _Neighbours:
+    policy, verifiers = records.policy, records.verifiers
+    peers = PeerList(config, records.registry)
+    peering = Peering(config, peers)
+    stack.push_async_callback(peering.close)
+    projects = ProjectStore(policy, records.registry, config.projects.may_create)
+    memberships = Memberships(
+        policy,
+        projects,
+        peers,
+        config.tokens.private_key,
+        [config.token_issuer, *(section.url for section in config.issuers)],
+    )
+    stack.push_async_callback(memberships.close)
+    policy.standing = lambda principal: (
+        memberships.standing(principal) if verifiers.stands(principal) else None
+    )
+    return _Neighbours(peers, peering, projects, memberships)
+
+
+async def _endpoint(
+    config: SiteConfig,
+    records: _Records,
+    gateway: Gateway,
+    neighbours: _Neighbours,
+    stack: AsyncExitStack,
+) -> tuple[EndpointServer, CallBook]:
+    settings = JobSettings(
+        limits=config.limits.protocol(),
+        heartbeat_seconds=config.limits.heartbeat_seconds,
+        task_bytes=config.limits.task_bytes,
+        keeps_results=config.limits.cache_seconds > 0,
+    )
+    quotas = Quotas(records.registry, config.quotas, config.name)
+    stack.callback(quotas.write)
+    app = create_app(
+        gateway,
+        records.verifiers,
+        records.policy,
+        records.registry,
+        audit=records.audit,
+        quotas=quotas,
+        settings=settings,
+        peering=neighbours.peering,
+        functions=config.functions,
+        origins=config.endpoint.origins,
+        call_seconds=config.limits.lease_seconds,
+        invitations=Invitations(config, records.registry, neighbours.peers),
+        memberships=neighbours.memberships,
+        projects=neighbours.projects,
+    )
+    book: CallBook = app.state.book
+    stack.push_async_callback(book.close)
+    server = EndpointServer(
+        app,
+        config.endpoint.host,
+        config.endpoint.port,
+        certificate=config.endpoint.certificate,
+        private_key=config.endpoint.private_key,
+        stop_seconds=STOP_SECONDS,
+    )
+    stack.push_async_callback(server.stop)
+    await server.start()
+    return server, book
 
 
 async def _scheduler(section: ClusterSection, stack: AsyncExitStack) -> tuple[str, Security | None]:
