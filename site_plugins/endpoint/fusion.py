@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from dask._task_spec import GraphNode, Task, TaskRef
@@ -95,32 +95,64 @@ def _is_getter(step: GraphNode) -> TypeGuard[Task]:
     )
 
 
-def _merged(outer: Task, inner: Task) -> Task | None:
-    a_index, b_index = outer.args[1], inner.args[1]
-    a_function, b_function = unguarded(outer.func), unguarded(inner.func)
-    a_asarray, a_lock = outer.args[2:] or (a_function is not chunk.getitem, None)
-    b_asarray, b_lock = inner.args[2:] or (b_function is not chunk.getitem, None)
-    is_tuple = type(a_index) is tuple
-    if (a_lock and a_lock is not b_lock) or is_tuple != (type(b_index) is tuple):
-        return None
-    indices = (*b_index, *a_index) if is_tuple else (b_index, a_index)
-    if is_tuple and len(a_index) != len(b_index) and None in map(_none, indices):
-        return None
-    fancy = any(isinstance(index, list | np.ndarray) for index in indices)
-    if b_function is getter_nofancy and fancy:
+class _Getter(NamedTuple):
+    """What a getter's task says, with what its function takes where nothing is said."""
+
+    function: Any
+    index: Any
+    asarray: bool
+    lock: Any
+
+    @classmethod
+    def of(cls, task: Task) -> _Getter:
+        function = unguarded(task.func)
+        asarray, lock = task.args[2:] or (function is not chunk.getitem, None)
+        return cls(function, task.args[1], asarray, lock)
+
+    @property
+    def items(self) -> tuple[Any, ...]:
+        """Its index, axis by axis where it is a tuple."""
+        return self.index if self.is_tuple else (self.index,)
+
+    @property
+    def is_tuple(self) -> bool:
+        return type(self.index) is tuple
+
+
+def _merged(outer_task: Task, inner_task: Task) -> Task | None:
+    outer, inner = _Getter.of(outer_task), _Getter.of(inner_task)
+    if not _may_merge(outer, inner):
         return None
     try:
-        index = fuse_slice(b_index, a_index)
+        index = fuse_slice(inner.index, outer.index)
     except (NotImplementedError, IndexError, TypeError, ValueError):
         return None
-    get: Any = getter if b_function is getter_inline else b_function
-    asarray = a_asarray or b_asarray
-    options = () if get is chunk.getitem or (asarray and not b_lock) else (asarray, b_lock)
-    if isinstance(inner.func, Guard):
-        get = Guard(inner.func.name, get, inner.func.limit)
-    return Task(outer.key, get, inner.args[0], index, *options, _data_producer=inner.data_producer)
+    get: Any = getter if inner.function is getter_inline else inner.function
+    asarray = outer.asarray or inner.asarray
+    is_as_usual = asarray and not inner.lock
+    options = () if get is chunk.getitem or is_as_usual else (asarray, inner.lock)
+    if isinstance(inner_task.func, Guard):
+        get = Guard(inner_task.func.name, get, inner_task.func.limit)
+    return Task(
+        outer_task.key,
+        get,
+        inner_task.args[0],
+        index,
+        *options,
+        _data_producer=inner_task.data_producer,
+    )
 
 
-def _none(item: object) -> object:
-    # Arrays compare elementwise; only whether an item is None matters.
-    return None if item is None else 0
+def _may_merge(outer: _Getter, inner: _Getter) -> bool:
+    if outer.lock and outer.lock is not inner.lock:
+        # Read in one go, it would be under the inner one's lock only.
+        return False
+    if outer.is_tuple != inner.is_tuple:
+        return False
+    indices = (*inner.items, *outer.items)
+    if len(outer.items) != len(inner.items) and any(index is None for index in indices):
+        # Which axis of the one is which of the other is not to be told by counting.
+        return False
+    # What `getter_nofancy` reads from takes no lists of positions.
+    is_fancy = any(isinstance(index, list | np.ndarray) for index in indices)
+    return inner.function is not getter_nofancy or not is_fancy
