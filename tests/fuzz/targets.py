@@ -8,7 +8,7 @@ import contextlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from federated_dask.protocol.messages import (
     SiteDescription,
 )
 from federated_dask.protocol.operations import operation_table
-from federated_dask.protocol.structures import Object, check_parts, put_together
+from federated_dask.protocol.structures import Object, check_parts, put_together, take_apart
 from federated_dask.protocol.trees import InstanceValue, Value
 from federated_dask.protocol.values import decode_value, encode_value
 from site_plugins.config import parse_toml
@@ -47,6 +47,7 @@ from site_plugins.keys import new_issuer_key, public_key_of
 from site_plugins.signed_texts import peek
 from site_plugins.statements import StatementSigner, StatementVerifier
 from site_plugins.tokens import TokenVerifier
+from tests.protocol.graphs import NODES, graph_of, submission
 from tests.site_plugins.lone_sites import SiteAlone
 
 __all__ = ["TARGETS", "seeds", "warm_up"]
@@ -177,7 +178,7 @@ def tokens(data: bytes) -> None:
     """A token, a statement, and an entitlement."""
     text = data.decode("latin-1")
     _, verifier, statements, _ = _keys()
-    assert statements.verify("peer+jwt", text, 60.0) is None or text in _seeds_of_tokens()
+    assert statements.verify("peer+jwt", text, 60.0) is None or text in _statements()
     peek(text)
     groups_of(text, ["urn:geant:example.org"])
     best_of(text, ["application/json", "image/png"])
@@ -262,12 +263,6 @@ def _framed(tree: bytes, buffers: list[Buffer]) -> bytes:
     return len(tree).to_bytes(2, "little") + tree + b"".join(bytes(buffer) for buffer in buffers)
 
 
-@cache
-def _seeds_of_tokens() -> tuple[str, ...]:
-    *_, signer = _keys()
-    return (signer.sign("peer+jwt", {"iss": "i", "aud": "a"}, 60.0),)
-
-
 def _objects_of_values() -> Iterator[object]:
     import pandas as pd
     from scipy import sparse
@@ -293,64 +288,77 @@ def _objects_of_values() -> Iterator[object]:
     yield cftime.DatetimeNoLeap(2000, 2, 28)
 
 
-def seeds(name: str) -> Iterator[bytes]:
-    """Honest inputs of a target."""
-    from tests.protocol.graphs import NODES, graph_of, submission
+def _seeds_of_frames() -> Iterator[bytes]:
+    whole, buffers = submission()
+    yield b"\x05" + b"".join(bytes(piece) for piece in encode_frame(whole, buffers))
+    yield b"\xff" + b"".join(bytes(piece) for piece in encode_frame(whole, [bytes(10_000)]))
 
-    if name in ("messages", "graph", "frames"):
-        whole, whole_buffers = submission()
-        if name == "frames":
-            pieces = encode_frame(whole, whole_buffers)
-            yield b"\x05" + b"".join(bytes(piece) for piece in pieces)
-            yield b"\xff" + b"".join(bytes(p) for p in encode_frame(whole, [bytes(10_000)]))
-            return
-        yield msgspec.msgpack.encode(whole)
-        for node in NODES:
-            one = JobSubmission(graph=graph_of(node), outputs=(Output(task=0),))
-            yield msgspec.msgpack.encode(one)
-        yield msgspec.msgpack.encode(Graph(templates=(), blocks=()))
-    elif name in ("values", "codecs"):
-        for obj in _objects_of_values():
-            buffers: list[Buffer] = []
-            tree = encode_value(obj, buffers, TABLE)
-            if name == "values":
-                yield _framed(msgspec.msgpack.encode(tree), buffers)
-            elif isinstance(tree, InstanceValue):
-                codec = sorted(_by_name()).index(tree.codec)
-                yield bytes([codec]) + _framed(msgspec.msgpack.encode(tree.fields), buffers)
-    elif name == "objects":
-        import pandas as pd
-        import xarray as xr
 
-        from federated_dask.protocol.structures import take_apart
+def _seeds_of_messages() -> Iterator[bytes]:
+    yield msgspec.msgpack.encode(submission()[0])
+    for node in NODES:
+        one = JobSubmission(graph=graph_of(node), outputs=(Output(task=0),))
+        yield msgspec.msgpack.encode(one)
+    yield msgspec.msgpack.encode(Graph(templates=(), blocks=()))
 
-        array = xr.DataArray([1.0, 2.0], dims="x", coords={"x": [1, 2]}, attrs={"a": 1})
-        for obj in (1, array, array.to_dataset(name="y"), pd.DataFrame({"a": [1]})):
-            buffers = []
-            described, _ = take_apart(obj, buffers, TABLE)
-            yield _framed(msgspec.msgpack.encode(described), buffers)
-    elif name == "indices":
-        yield b'[3, [0, 10, null], {"take": [4, 2]}]'
-        yield b"[[null, null, -1], -5]"
-    elif name == "arguments":
-        array_form: dict[str, Any] = {"dtype": "<f8", "shape": [2], "data": [1, None]}
-        variable = {**array_form, "dims": ["x"], "attrs": {}}
-        yield b"\x00" + json.dumps(array_form).encode()
-        yield b"\x01" + json.dumps({"data_vars": {"a": variable}, "coords": {}}).encode()
-        yield b"\x02" + json.dumps({**variable, "coords": {}, "name": "a"}).encode()
-        yield b"\x03" + json.dumps([[1, 2], [3, "NaN"]]).encode()
-        yield b'\x03{"dtype": "<f8", "shape": [1], "base64": "AAAAAAAAAAA="}'
-        yield b'\x03{"dtype": "<M8[ns]", "shape": [1], "data": ["2000-01-01"]}'
-        yield b'\x03{"dtype": "<f8", "shape": [8], "part": "part"}'
-        yield b'\x04{"columns": {"a": [1, 2]}, "index": [0, 1]}'
-    elif name == "tokens":
-        yield from (text.encode() for text in _seeds_of_tokens())
-        yield b"urn:geant:example.org:group:a:b:role=r#auth"
-        yield b"image/png;q=0.5, application/*"
-    elif name == "invitations":
-        yield from _seeds_of_invitations()
-    elif name == "settings":
-        yield SETTINGS
+
+def _encoded_values() -> Iterator[tuple[Value, list[Buffer]]]:
+    for obj in _objects_of_values():
+        buffers: list[Buffer] = []
+        yield encode_value(obj, buffers, TABLE), buffers
+
+
+def _seeds_of_values() -> Iterator[bytes]:
+    for tree, buffers in _encoded_values():
+        yield _framed(msgspec.msgpack.encode(tree), buffers)
+
+
+def _seeds_of_codecs() -> Iterator[bytes]:
+    for tree, buffers in _encoded_values():
+        if isinstance(tree, InstanceValue):
+            codec = sorted(_by_name()).index(tree.codec)
+            yield bytes([codec]) + _framed(msgspec.msgpack.encode(tree.fields), buffers)
+
+
+def _seeds_of_objects() -> Iterator[bytes]:
+    import pandas as pd
+    import xarray as xr
+
+    array = xr.DataArray([1.0, 2.0], dims="x", coords={"x": [1, 2]}, attrs={"a": 1})
+    for obj in (1, array, array.to_dataset(name="y"), pd.DataFrame({"a": [1]})):
+        buffers: list[Buffer] = []
+        described, _ = take_apart(obj, buffers, TABLE)
+        yield _framed(msgspec.msgpack.encode(described), buffers)
+
+
+def _seeds_of_indices() -> Iterator[bytes]:
+    yield b'[3, [0, 10, null], {"take": [4, 2]}]'
+    yield b"[[null, null, -1], -5]"
+
+
+def _seeds_of_arguments() -> Iterator[bytes]:
+    array_form: dict[str, Any] = {"dtype": "<f8", "shape": [2], "data": [1, None]}
+    variable = {**array_form, "dims": ["x"], "attrs": {}}
+    yield b"\x00" + json.dumps(array_form).encode()
+    yield b"\x01" + json.dumps({"data_vars": {"a": variable}, "coords": {}}).encode()
+    yield b"\x02" + json.dumps({**variable, "coords": {}, "name": "a"}).encode()
+    yield b"\x03" + json.dumps([[1, 2], [3, "NaN"]]).encode()
+    yield b'\x03{"dtype": "<f8", "shape": [1], "base64": "AAAAAAAAAAA="}'
+    yield b'\x03{"dtype": "<M8[ns]", "shape": [1], "data": ["2000-01-01"]}'
+    yield b'\x03{"dtype": "<f8", "shape": [8], "part": "part"}'
+    yield b'\x04{"columns": {"a": [1, 2]}, "index": [0, 1]}'
+
+
+@cache
+def _statements() -> tuple[str, ...]:
+    *_, signer = _keys()
+    return (signer.sign("peer+jwt", {"iss": "i", "aud": "a"}, 60.0),)
+
+
+def _seeds_of_tokens() -> Iterator[bytes]:
+    yield from (text.encode() for text in _statements())
+    yield b"urn:geant:example.org:group:a:b:role=r#auth"
+    yield b"image/png;q=0.5, application/*"
 
 
 @cache
@@ -362,6 +370,31 @@ def _seeds_of_invitations() -> tuple[bytes, ...]:
     assert shown_by(asked, bytes(32), "north")[0] == asked.address
     without = msgspec.structs.replace(asked, ca=None)
     return str(code).encode(), msgspec.json.encode(asked), msgspec.json.encode(without)
+
+
+def _seeds_of_settings() -> Iterator[bytes]:
+    yield SETTINGS
+
+
+SEEDS: dict[str, Callable[[], Iterable[bytes]]] = {
+    "frames": _seeds_of_frames,
+    "messages": _seeds_of_messages,
+    "graph": _seeds_of_messages,
+    "values": _seeds_of_values,
+    "codecs": _seeds_of_codecs,
+    "objects": _seeds_of_objects,
+    "indices": _seeds_of_indices,
+    "arguments": _seeds_of_arguments,
+    "tokens": _seeds_of_tokens,
+    "invitations": _seeds_of_invitations,
+    "settings": _seeds_of_settings,
+}
+assert SEEDS.keys() == TARGETS.keys()
+
+
+def seeds(name: str) -> Iterable[bytes]:
+    """Honest inputs of a target."""
+    return SEEDS[name]()
 
 
 def warm_up() -> None:
