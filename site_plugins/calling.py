@@ -45,7 +45,7 @@ from site_plugins.datasets import StoredDataset
 from site_plugins.functions import CodeOrigin, Origin, signature_of
 from site_plugins.opening import open_lazily, without_paths
 from site_plugins.signatures import ArgumentError, Signature
-from site_plugins.stopping import CALL_TOPIC, CallStopped, plugin_of
+from site_plugins.stopping import CALL_TOPIC, CallStopped, Running, plugin_of
 from site_plugins.worker_clients import own_client
 
 if TYPE_CHECKING:
@@ -212,17 +212,18 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome | None:
     plugin = plugin_of(worker)
     token = _current.set(_Reporter(task.call, worker))
     start = time.perf_counter()
-    running = plugin.enter(task.key, task.call, task.seconds)
+    running: Running | None = None
     signature: Signature | None = None
     has_begun = False
     try:
+        running = plugin.enter(task.key, task.call, task.seconds)
         with own_client(worker):
             signature = signature_of(task.digest, task.origin)
             values = _values(task, signature, sent or task.buffers)
             has_begun = True
             outcome = _outcome(task, signature, values, plugin)
     except CallStopped:
-        if not running.overdue:
+        if running is None or not running.overdue:
             raise
         outcome = Outcome(error=overdue(task.name, task.seconds))
     except (ArgumentError, FederatedError) as error:
@@ -233,11 +234,17 @@ def run_call(task: CallTask, sent: Sequence[Any] = ()) -> Outcome | None:
             outcome = Outcome(refused=error)
         else:
             outcome = Outcome(error=error.with_traceback(None))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         # The boundary to the function, which raises whatever its author wrote.
         outcome = Outcome(raised=_raised(error, signature))
     finally:
-        plugin.leave(task.key)
+        while True:
+            # An exception may meet the thread at the entrance of a function, before its `try`.
+            try:
+                plugin.leave(task.key)
+                break
+            except CallStopped:
+                continue
         _current.reset(token)
     outcome.seconds = time.perf_counter() - start
     if not outcome.parts:

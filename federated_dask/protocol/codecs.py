@@ -20,6 +20,10 @@ __all__ = ["from_fields", "to_fields"]
 
 
 LARGEST_POOL = 64
+PART = 2**16
+"""Coordinates that are looked at at once."""
+MOST_DATES = 100_000
+"""Dates of an index with a frequency, of which pandas makes as many to compare them."""
 MOST_DIMENSIONS = 32
 """Axes of a sparse array; the package `sparse` itself has no bound."""
 
@@ -105,6 +109,13 @@ def _pandas() -> list[Codec]:
         values = _column(fields["values"])
         return pd.Index(values, dtype=fields["dtype"] or values.dtype, name=fields["name"])
 
+    def dates(fields: dict[str, Any]) -> Any:
+        values, freq = _column(fields["values"]), fields["freq"]
+        if freq is not None and len(values) > MOST_DATES:
+            # It is no more than a hint, which long indices go without.
+            freq = None
+        return pd.DatetimeIndex(values, freq=freq, name=fields["name"])
+
     def dtype_of(x: Any) -> str:
         if isinstance(x.dtype, np.dtype):
             return ""
@@ -132,8 +143,12 @@ def _pandas() -> list[Codec]:
         Codec(
             "pandas.DatetimeIndex",
             pd.DatetimeIndex,
-            lambda x: {"values": _naive(x).to_numpy(), "freq": x.freqstr, "name": x.name},
-            lambda f: pd.DatetimeIndex(_column(f["values"]), freq=f["freq"], name=f["name"]),
+            lambda x: {
+                "values": _naive(x).to_numpy(),
+                "freq": x.freqstr if len(x) <= MOST_DATES else None,
+                "name": x.name,
+            },
+            dates,
         ),
         Codec(
             "pandas.IntervalIndex",
@@ -271,9 +286,14 @@ def _pydata_sparse() -> list[Codec]:
             raise ValueError("a single number with several values")
         if shape and len(data):
             # Raises where one is out of range, or the shape has more than 2**63 elements.
-            flat = np.ravel_multi_index(tuple(coords.astype(np.int64)), shape)
-            if (np.diff(flat) <= 0).any():
-                raise ValueError("coordinates out of order")
+            last = -1
+            # A part at a time: narrow coordinates would become eight times as much.
+            for start in range(0, len(data), PART):
+                part = coords[:, start : start + PART].astype(np.int64)
+                flat = np.ravel_multi_index(tuple(part), shape)
+                if flat[0] <= last or (np.diff(flat) <= 0).any():
+                    raise ValueError("coordinates out of order")
+                last = int(flat[-1])
         return sparse.COO(
             coords, data, shape=shape, has_duplicates=False, sorted=True, fill_value=fill_value
         )

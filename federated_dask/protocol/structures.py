@@ -26,7 +26,7 @@ from federated_dask.errors import FederatedError, Reason, RequestRefused
 from federated_dask.protocol.dtypes import DType, decode_dtype, encode_dtype
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.trees import Value
-from federated_dask.protocol.values import Resolver, decode_value, encode_value
+from federated_dask.protocol.values import Resolver, ValueDecoder, encode_value
 
 __all__ = [
     "ArrayObject",
@@ -362,9 +362,8 @@ class _Maker:
         make: Callable[[Parts], Any],
         resolver: Resolver | None,
     ) -> None:
-        self.buffers = buffers
         self.make = make
-        self.resolver = resolver
+        self.decoder = ValueDecoder(buffers, resolver)
 
     def make_object(self, described: Object) -> Any:
         match described:
@@ -432,7 +431,7 @@ class _Maker:
         return items
 
     def value(self, value: Value) -> Any:
-        return decode_value(value, self.buffers, self.resolver)
+        return self.decoder.decode(value)
 
 
 def array_of(parts: Parts, values: Sequence[Any], name: str) -> Any:

@@ -48,6 +48,7 @@ __all__ = [
     "HASH_MODULUS",
     "MOST_TUPLE_KEYS",
     "Resolver",
+    "ValueDecoder",
     "decode_value",
     "encode_value",
     "object_kind",
@@ -410,16 +411,42 @@ def decode_value(
         If the tree and the buffers do not fit together, or name something that
         is not in the table or registry.
     """
-    try:
-        return _Decoder(buffers, resolver).decode(value)
-    except UNDECODABLE as error:
-        raise RequestRefused("A value does not parse.", reason=Reason.MALFORMED) from error
+    return ValueDecoder(buffers, resolver).decode(value)
+
+
+class ValueDecoder:
+    """Decodes the values of one message: together they keep to its bounds.
+
+    Parameters
+    ----------
+    buffers : sequence of bytearray
+        Of the message; each is used once, so that what is made of them is bounded.
+    resolver : Resolver, optional
+        As for `decode_value`.
+    """
+
+    def __init__(self, buffers: Sequence[bytearray], resolver: Resolver | None = None) -> None:
+        self._decoder = _Decoder(buffers, resolver)
+
+    def decode(self, value: Value) -> Any:
+        """Decode a value; see `decode_value`."""
+        try:
+            return self._decoder.decode(value)
+        except UNDECODABLE as error:
+            raise RequestRefused("A value does not parse.", reason=Reason.MALFORMED) from error
 
 
 class _Decoder:
     def __init__(self, buffers: Sequence[bytearray], resolver: Resolver | None) -> None:
         self.buffers = buffers
         self.resolver = resolver
+        self.used: set[int] = set()
+        self.elements = 0
+
+    def count(self, elements: int) -> None:
+        """Count what is decoded one by one, before it is."""
+        self.elements += elements
+        _check_elementwise(self.elements)
 
     def decode(self, value: Value) -> Any:
         decode = _DECODERS.get(type(value))
@@ -429,8 +456,10 @@ class _Decoder:
         return [self.decode(value) for value in values]
 
     def raw(self, position: int) -> bytearray:
-        if position < 0:
-            raise ValueError("a negative position")
+        if position < 0 or position in self.used:
+            # What is made of a buffer is bounded by its bytes, if it is made once.
+            raise ValueError("a negative position, or one that is used already")
+        self.used.add(position)
         return self.buffers[position]
 
     def buffer(self, position: int, dtype: np.dtype, count: int) -> np.ndarray:
@@ -472,7 +501,7 @@ class _Decoder:
 
     def texts(self, value: TextArrayValue) -> np.ndarray:
         count = math.prod(value.shape)
-        _check_elementwise(count)
+        self.count(count)
         lengths = self.buffer(value.lengths, np.dtype("<i8"), count).tolist()
         data = self.raw(value.data)
         array = np.empty(count, dtype=object)
@@ -495,7 +524,7 @@ class _Decoder:
         if value.calendar not in CALENDARS:
             raise ValueError("no such calendar")
         count = 1 if value.shape is None else math.prod(value.shape)
-        _check_elementwise(count)
+        self.count(count)
         numbers = self.buffer(value.buffer, np.dtype("<i8"), count)
         if count and max(int(numbers.max()), -int(numbers.min())) > FURTHEST_DATE:
             raise ValueError("a date is too far away")

@@ -53,6 +53,7 @@ from site_plugins.endpoint.failures import (
     refused_argument,
     scrubbed,
 )
+from site_plugins.endpoint.finishing import finished
 from site_plugins.endpoint.jobs import JobRunner
 from site_plugins.endpoint.running import Job, Run
 from site_plugins.endpoint.streams import SMALL_BODY
@@ -167,22 +168,32 @@ class CallRunner:
             self._running.pop(call.name, None)
             if not ended:
                 self._ended(call, None, None)
-            if future is not None:
-                future.release()
-            run.release()
             if outcome is None:
                 # Nobody tells what it took: it is charged for as long as it was there.
                 call.release.compute_seconds = call.elapsed
-            # The client may leave just now, too: whatever waits is given up then, and so the
-            # call's place is given back first.
+            # The client may leave just now, too.
             try:
-                await call.release.close()
-                if waiting is not None and not waiting.done():
-                    waiting.cancel()
-                    await asyncio.gather(waiting, return_exceptions=True)
+                await finished(self._leave(call, run, future, waiting))
             finally:
                 if holding is not None and not told:
-                    await self._let_go(call, lease, holding)
+                    await finished(self._let_go(call, lease, holding))
+
+    async def _leave(
+        self,
+        call: Call,
+        run: Run,
+        future: Future[Any] | None,
+        waiting: asyncio.Task[None] | None,
+    ) -> None:
+        """Give back what a call took."""
+        # First: a future that is let go of looks like a worker that was lost.
+        if waiting is not None and not waiting.done():
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        if future is not None:
+            future.release()
+        run.release()
+        await call.release.close()
 
     def _ended(self, call: Call, last: AnyCallEvent | None, lease: str | None) -> None:
         """Write the end of a call into the audit log, before anybody is told of it."""
@@ -281,7 +292,7 @@ class CallRunner:
                 outcome = Outcome(error=worker_lost())
             else:
                 raise
-        except Exception:
+        except BaseException:
             # Whatever Dask raises where a task cannot be carried to a worker or back.
             logger.exception("Call %s of %s failed", call.name, call.function.name)
             outcome = Outcome(

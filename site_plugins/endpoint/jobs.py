@@ -48,6 +48,7 @@ from site_plugins.datasets import StoredVariable
 from site_plugins.endpoint.access import Access
 from site_plugins.endpoint.authentication import owner_of
 from site_plugins.endpoint.failures import failure_at_boundary, internal_failure
+from site_plugins.endpoint.finishing import finished
 from site_plugins.endpoint.gateway import Gateway
 from site_plugins.endpoint.job_admission import JobAdmission
 from site_plugins.endpoint.operands import read_task
@@ -297,9 +298,12 @@ class JobRunner:
                     yield pieces
         finally:
             running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            if not told:
-                await self._let_go(job, holding)
+            await finished(self._leave(job, running, None if told else holding))
+
+    async def _leave(self, job: Job, running: asyncio.Task[None], holding: _Holding | None) -> None:
+        await asyncio.gather(running, return_exceptions=True)
+        if holding is not None:
+            await self._let_go(job, holding)
 
     async def _let_go(self, job: Job, holding: _Holding) -> None:
         """End the lease of a job whose client left before it was told of it."""
@@ -334,16 +338,21 @@ class JobRunner:
             last = failure_at_boundary(error, self.gateway.site, f"Job {job.name} of {subject}")
         finally:
             run.release()
-            try:
-                account = await self._closed(job)
-                job.release.compute_seconds = max(job.release.compute_seconds, account[0])
-            finally:
-                # Its place is given back although the client leaves just now.
-                last = await self._settled(job, last)
-        if isinstance(last, Finished):
-            last = msgspec.structs.replace(last, compute_seconds=account[0], read_bytes=account[1])
-        await events.put(encode_frame(last))
+            account, end = await finished(self._end(job, last))
+        if isinstance(end, Finished):
+            end = msgspec.structs.replace(end, compute_seconds=account[0], read_bytes=account[1])
+        await events.put(encode_frame(end))
         await events.put(None)
+
+    async def _end(self, job: Job, last: JobEvent | None) -> tuple[tuple[float, int], JobEvent]:
+        """Tell what a job took, and how it ended."""
+        account = 0.0, 0
+        try:
+            account = await self._closed(job)
+            job.release.compute_seconds = max(job.release.compute_seconds, account[0])
+        finally:
+            last = await self._settled(job, last)
+        return account, last
 
     async def _settled(self, job: Job, last: JobEvent | None) -> JobEvent:
         """Close a job's accounts and write down its end, before anybody is told of it."""

@@ -19,7 +19,7 @@ from federated_dask.protocol.bounded import over
 from federated_dask.protocol.frames import Buffer
 from federated_dask.protocol.operations import OperationTable
 from federated_dask.protocol.trees import ArrayValue, CFTimeValue, TextArrayValue, Value
-from federated_dask.protocol.values import decode_value
+from federated_dask.protocol.values import ValueDecoder
 from site_plugins.datasets import StoredVariable
 from site_plugins.scheduler_plugin import READ_TOPIC, LeasedOutput
 
@@ -113,10 +113,17 @@ def operands_of(
         # Slices are fused into the read, so the node is shared but never a key of its own.
         arguments.append(DataNode("source", MeteredVariable(variable, limit)))
         separate.append(False)
+    used: set[int] = set()
+    decoder = ValueDecoder(buffers, table)
     for value in graph.values:
+        for position in _buffers_of(value):
+            if position in used:
+                # What is made of a buffer is bounded by its bytes, if it is made once.
+                raise RequestRefused("Two values share a buffer.", reason=Reason.MALFORMED)
+            used.add(position)
         size, digest = _value_digest(value, buffers)
         digests.append(digest)
-        decoded = decode_value(value, buffers, resolver=table)
+        decoded = decoder.decode(value)
         separate.append(size >= INLINED_BYTES)
         if size >= INLINED_BYTES:
             key: Key = ("value", digest.hex())

@@ -10,6 +10,7 @@ from federated_dask.errors import NotPermitted, Reason
 from federated_dask.protocol.messages import Egress
 from site_plugins.audit import Audit
 from site_plugins.endpoint.authentication import owner_of
+from site_plugins.endpoint.finishing import finished
 from site_plugins.ledger import Account, Exhausted, Ledger
 from site_plugins.policy import Policy
 from site_plugins.quotas import Quotas
@@ -184,8 +185,15 @@ class Release:
             )
 
     async def _take(self, sizes: Mapping[str, int]) -> None:
+        taking = asyncio.ensure_future(asyncio.to_thread(self.ledger.take, self.accounts, sizes))
         try:
-            await asyncio.to_thread(self.ledger.take, self.accounts, sizes)
+            # A thread goes on, whoever leaves.
+            await finished(taking)
+        except asyncio.CancelledError:
+            if taking.exception() is None:
+                # Nothing leaves for it: it is given back at the end.
+                self._aside.update(sizes)
+            raise
         except Exhausted as error:
             # Sizes may depend on values: what was refused is not told, nor by how much.
             raise NotPermitted(
@@ -205,5 +213,4 @@ class Release:
             self._entered = False
             self.quotas.leave(self._owner, tasks=self.tasks, cpu_seconds=self.compute_seconds)
         if rest:
-            # Given up halfway it would be done all the same, unheard.
-            await asyncio.shield(asyncio.to_thread(self.ledger.give_back, self.accounts, rest))
+            await finished(asyncio.to_thread(self.ledger.give_back, self.accounts, rest))

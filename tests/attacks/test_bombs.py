@@ -3,7 +3,7 @@
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
@@ -29,7 +29,7 @@ from federated_dask.protocol.graph import (
     Tuple,
 )
 from federated_dask.protocol.messages import Failure, JobSubmission, Output
-from federated_dask.protocol.trees import ArrayValue, ListValue, TextArrayValue
+from federated_dask.protocol.trees import ArrayValue, ListValue, TextArrayValue, TupleValue
 from tests.attacks.conftest import RunningSite
 
 MOST = 512 * 10**6
@@ -46,11 +46,11 @@ def squeezed(header: bytes, buffers: bytes = b"") -> bytes:
     return frame(small, buffers, raw=len(header))
 
 
-def headed(message: bytes, sizes: object = ()) -> bytes:
-    return b"\x92" + message + msgspec.msgpack.encode(sizes)
+def headed(message: bytes, sizes: Sequence[tuple[int, int]] = ()) -> bytes:
+    return b"\x92" + message + msgspec.msgpack.encode([(*pair, 1) for pair in sizes])
 
 
-def of_graph(graph: Graph, sizes: object = (), outputs: int = 1) -> bytes:
+def of_graph(graph: Graph, sizes: Sequence[tuple[int, int]] = (), outputs: int = 1) -> bytes:
     job = JobSubmission(graph=graph, outputs=(Output(task=0),) * outputs)
     return headed(msgspec.msgpack.encode(job), sizes)
 
@@ -85,6 +85,7 @@ def chain(length: int) -> Graph:
     return Graph(values=(1,), templates=(template,), blocks=blocks)
 
 
+ABSENT = compress(b"\xff" * 8 * MEBI, 1)
 ZSTD = compress(bytes(2**30), 1)
 
 BOMBS: dict[str, Callable[[], bytes]] = {
@@ -120,6 +121,19 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "many large buffers": lambda: squeezed(of_graph(task(Reference()), [(0, 2**29)] * 1000)),
     "buffers beside a graph that is refused": lambda: squeezed(
         of_graph(task(call("os.system")), [(len(HALF), 480 * MEBI)]), HALF
+    ),
+    "many values of one buffer": lambda: squeezed(
+        of_graph(
+            Graph(
+                values=tuple(
+                    TupleValue((number, TextArrayValue((MEBI,), 0, 1))) for number in range(100)
+                ),
+                templates=(Template((Reference(),)),),
+                blocks=(Block(0, 1, (Same(0),)),),
+            ),
+            [(len(ABSENT), 8 * MEBI), (0, 0)],
+        ),
+        ABSENT,
     ),
     "many tasks": lambda: squeezed(of_graph(task(None, 2**40))),
     "rechunk of a million elements by ones": lambda: squeezed(

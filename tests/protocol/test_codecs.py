@@ -147,7 +147,7 @@ def test_unknown_codec_by_its_own_function() -> None:
             "scipy.sparse.csr_array",
             {
                 "data": v.ArrayValue("<f8", (0,), (0,), False, 1),
-                "indices": v.ArrayValue("<i4", (0,), (0,), False, 1),
+                "indices": v.ArrayValue("<i4", (0,), (0,), False, 2),
                 "indptr": v.ArrayValue("<i4", (10**9,), (1,), False, 0),
                 "shape": v.TupleValue((10**9 - 1, 10)),
             },
@@ -157,4 +157,4 @@ def test_unknown_codec_by_its_own_function() -> None:
 def test_whatever_a_library_raises_is_a_refusal(codec: str, fields: Any) -> None:
     tree = v.InstanceValue(codec, fields)
     with pytest.raises(RequestRefused, match="do not fit"):
-        decode_value(tree, [bytearray(4), bytearray()], TABLE)
+        decode_value(tree, [bytearray(4), bytearray(), bytearray()], TABLE)

@@ -18,7 +18,7 @@ from federated_dask.errors import FederatedError, NotPermitted, RequestRefused
 from federated_dask.protocol import dtypes
 from federated_dask.protocol import values as v
 from federated_dask.protocol.frames import Buffer
-from federated_dask.protocol.values import decode_value, encode_value
+from federated_dask.protocol.values import ValueDecoder, decode_value, encode_value
 from tests.protocol.round_trips import (
     DECODER,
     TABLE,
@@ -235,6 +235,29 @@ def test_what_is_encoded_one_by_one_is_bounded(value: Any, monkeypatch: pytest.M
     monkeypatch.setattr(v, "LARGEST_ELEMENTWISE", 10)
     with pytest.raises(TypeError, match="10 Python objects"):
         encode_value(value, [])
+
+
+def test_a_buffer_is_used_once() -> None:
+    """Else some hundred bytes would stand for any number of arrays."""
+    numbers = v.ArrayValue("<i8", (1,), (1,), False, 0)
+    twice = v.TupleValue((numbers, numbers))
+    with pytest.raises(RequestRefused) as refusal:
+        decode_value(twice, [bytearray(8)])
+    assert "used already" in str(refusal.value.__cause__)
+    decoder = ValueDecoder([bytearray(8), bytearray()])
+    decoder.decode(v.TextArrayValue((1,), 0, 1))
+    with pytest.raises(RequestRefused):
+        decoder.decode(numbers)
+
+
+def test_values_of_one_message_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v, "LARGEST_ELEMENTWISE", 10)
+    buffers = [bytearray(8 * 6), bytearray(), bytearray(8 * 6), bytearray()]
+    decoder = ValueDecoder(buffers)
+    decoder.decode(v.TextArrayValue((6,), 0, 1))
+    with pytest.raises(RequestRefused) as refusal:
+        decoder.decode(v.TextArrayValue((6,), 2, 3))
+    assert "too large" in str(refusal.value.__cause__)
 
 
 def test_texts_are_bounded_before_any_is_made() -> None:

@@ -1,5 +1,6 @@
 """Functions that the tests' sites publish."""
 
+import asyncio
 import contextlib
 import datetime
 import enum
@@ -133,6 +134,22 @@ def fail(path: str) -> None:
     with open(path, "a") as log:
         log.write("ran\n")
     raise OwnError(f"could not read {path}")
+
+
+class NoException(BaseException):
+    pass
+
+
+@publish
+def leave_abruptly(how: str) -> None:
+    """Raise what is no `Exception`."""
+    kinds = {
+        "cancelled": asyncio.CancelledError,
+        "exit": SystemExit,
+        "interrupt": KeyboardInterrupt,
+        "own": NoException,
+    }
+    raise kinds[how]("left")
 
 
 @publish

@@ -427,3 +427,10 @@ async def test_results_count_towards_what_may_leave(north: Caller) -> None:
     status, failure = await north.refused("GET", f"/leases/{event.lease}/3")
     assert (status, failure.reason) == (403, "budget_exhausted")
     await north.read("DELETE", f"/leases/{event.lease}")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "exit", "interrupt", "own"])
+async def test_a_function_that_raises_no_exception_ends_its_call(north: Caller, how: str) -> None:
+    failure = await failed(north, call("leave_abruptly", how))
+    assert failure.reason == "function_failed"
+    assert await result(north, call("add", 1)) == 1.5

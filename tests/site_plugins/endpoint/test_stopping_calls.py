@@ -118,7 +118,7 @@ async def test_a_place_is_given_back_whenever_the_caller_leaves(
         return not await north.running_jobs()
 
     await async_until(done, "the endpoint has done with the call")
-    assert lingering.is_set()
+    assert await asyncio.to_thread(lingering.wait, DEADLINE)
 
 
 async def test_calls_wait_for_their_turn(north: Caller, tmp_path: Path) -> None:
