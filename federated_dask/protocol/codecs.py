@@ -267,38 +267,56 @@ def _pydata_sparse() -> list[Codec]:
 
     def make(fields: dict[str, Any]) -> Any:
         coords, data, shape = fields["coords"], fields["data"], fields["shape"]
-        for part, ndim, kinds in ((coords, 2, "iu"), (data, 1, "biufc")):
-            if type(part) is not np.ndarray or part.ndim != ndim or part.dtype.kind not in kinds:
-                raise ValueError("a part of a sparse array holds something else")
-            if not part.flags.c_contiguous and not part.flags.f_contiguous:
-                raise ValueError("a part of a sparse array repeats itself")
-        if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
-            raise ValueError("no shape of a sparse array")
-        if not all(type(size) is int and size >= 0 for size in shape):
-            raise ValueError("no shape of a sparse array")
+        fill_value = fields["fill_value"]
+        _check_part(coords, 2, "iu")
+        _check_part(data, 1, "biufc")
+        _check_shape(shape)
         if coords.shape != (len(shape), len(data)):
             raise ValueError("coordinates do not fit shape and data")
-        fill_value = fields["fill_value"]
         if not isinstance(fill_value, np.generic) or fill_value.dtype != data.dtype:
             raise ValueError("the value of what is not stored has another type")
-        # Compiled code trusts the coordinates: each in range, in order, and once.
-        if not shape and len(data) > 1:
-            raise ValueError("a single number with several values")
-        if shape and len(data):
-            # Raises where one is out of range, or the shape has more than 2**63 elements.
-            last = -1
-            # A part at a time: narrow coordinates would become eight times as much.
-            for start in range(0, len(data), PART):
-                part = coords[:, start : start + PART].astype(np.int64)
-                flat = np.ravel_multi_index(tuple(part), shape)
-                if flat[0] <= last or (np.diff(flat) <= 0).any():
-                    raise ValueError("coordinates out of order")
-                last = int(flat[-1])
+        _check_coordinates(coords, shape)
         return sparse.COO(
             coords, data, shape=shape, has_duplicates=False, sorted=True, fill_value=fill_value
         )
 
     return [Codec("sparse.COO", sparse.COO, take, make)]
+
+
+def _check_part(part: object, ndim: int, kinds: str) -> None:
+    import numpy as np
+
+    if type(part) is not np.ndarray or part.ndim != ndim or part.dtype.kind not in kinds:
+        raise ValueError("a part of a sparse array holds something else")
+    if not part.flags.c_contiguous and not part.flags.f_contiguous:
+        raise ValueError("a part of a sparse array repeats itself")
+
+
+def _check_shape(shape: object) -> None:
+    if type(shape) is not tuple or len(shape) > MOST_DIMENSIONS:
+        raise ValueError("no shape of a sparse array")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("no shape of a sparse array")
+
+
+def _check_coordinates(coords: Any, shape: tuple[int, ...]) -> None:
+    """Raise unless each is in range, in order, and there once: compiled code trusts them."""
+    import numpy as np
+
+    count = coords.shape[1]
+    if not shape and count > 1:
+        raise ValueError("a single number with several values")
+    if not shape or not count:
+        return
+    # Raises where one is out of range, or the shape has more than 2**63 elements.
+    last = -1
+    # A part at a time: narrow coordinates would become eight times as much.
+    for start in range(0, count, PART):
+        part = coords[:, start : start + PART].astype(np.int64)
+        flat = np.ravel_multi_index(tuple(part), shape)
+        if flat[0] <= last or (np.diff(flat) <= 0).any():
+            raise ValueError("coordinates out of order")
+        last = int(flat[-1])
 
 
 def _flox() -> list[Codec]:
