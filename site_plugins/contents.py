@@ -41,7 +41,7 @@ class ContentReader:
     """Looks at the variables of one dataset, as long as that takes little time."""
 
     def __init__(self) -> None:
-        self._end = time.monotonic() + SECONDS
+        self._end = math.inf
 
     def read(self, variable: xr.Variable, chunks: tuple[int, ...] | None) -> Content | None:
         """Tell what a variable's values are like.
@@ -63,7 +63,10 @@ class ContentReader:
         is_worth_it = variable.ndim and variable.size * dtype.itemsize >= SMALLEST
         if dtype.kind not in "biufcmM" or not is_worth_it or chunk_bytes > LARGEST_CHUNK:
             return None
-        if time.monotonic() > self._end:
+        now = time.monotonic()
+        # From the first look on: what opening took is not its fault.
+        self._end = min(self._end, now + SECONDS)
+        if now > self._end:
             return None
         try:
             return content_of(variable, chunks)

@@ -103,8 +103,13 @@ def _computed(inputs: list[Expected], count: float, dtype: np.dtype | None) -> E
 
 
 def _divided(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
-    """Fractions of few different numbers have long mantissas, of which there are few."""
+    """Fractions of few different numbers have long mantissas, of which there are few.
+
+    What was filled in above is zero mostly, and so is the fraction, or missing.
+    """
     result = _computed(inputs, count, dtype)
+    if inputs and inputs[0].gaps > result.gaps and not inputs[0].is_constant:
+        result = change(result, gaps=inputs[0].gaps, places=inputs[0].places)
     return result if result.is_rich else change(result, size=8.0, each=min(8.0, 2 * result.each))
 
 
@@ -394,7 +399,14 @@ def _grouped(call: wire.Call) -> Rule:
         total = sum(part.each * (1 - part.gaps) for part in parts)
         gaps = values[0].gaps
         each = total / (1 - gaps) if gaps < 1 else 0.0
-        return change(values[0], count=count, size=8.0 * len(values), each=each, true=None)
+        return change(
+            values[0],
+            count=count,
+            size=8.0 * len(values),
+            each=each,
+            true=None,
+            first=values[0].each,
+        )
 
     return rule
 
@@ -406,7 +418,14 @@ def _extracted(name: str) -> Rule:
         return lambda inputs, count, dtype: Expected(
             count, 8.0, CUT_OFF if inputs and inputs[0].each else 0.0
         )
-    return _divided if "mean" in name else _moved
+    rule = _divided if "mean" in name else _moved
+
+    def of_first(inputs: list[Expected], count: float, dtype: np.dtype | None) -> Expected:
+        if inputs and inputs[0].first:
+            inputs = [change(inputs[0], each=inputs[0].first, first=0.0), *inputs[1:]]
+        return rule(inputs, count, dtype)
+
+    return of_first
 
 
 def _each_of(rule: Rule, names: str) -> dict[str, Rule]:

@@ -65,6 +65,8 @@ class Expected:
     """Of booleans: share that is true."""
     windows: float = 1.0
     """In how many windows a value is, where neighbours are windows of the same values."""
+    first: float = 0.0
+    """Of several arrays: bytes on a link of an element of the first that is no gap."""
     is_counted: bool = False
     """Whether `count` follows from the values, and not from the shape that is stated."""
     most: float = math.inf
@@ -163,5 +165,6 @@ def joined(inputs: list[Expected]) -> Expected | None:
         any(each.missing for each in inputs),
         sum(trues) / len(trues) if len(trues) == len(inputs) else None,
         windows=max(each.windows for each in inputs),
+        first=max(each.first for each in inputs),
         most=max(each.most for each in inputs),
     )

@@ -17,6 +17,7 @@ from tests.planner.federation import TABLE, Federation, bytes_of, true_values
 
 SHAPE = (48, 8, 64)
 CHUNKS = (12, 8, 64)
+MONTHS = np.arange(SHAPE[0]) % 12
 
 
 def land() -> np.ndarray:
@@ -87,6 +88,7 @@ def told(make: Make) -> tuple[float, float]:
         lambda x, i: da.nan_to_num(x),
         lambda x, i: x.max(axis=0),
         lambda x, i: da.nansum(x, axis=0),
+        lambda x, i: xr.DataArray(x, dims="txy", coords={"t": MONTHS}).groupby("t").mean().data,
         lambda x, i: i.sum(axis=(0, 1)),
         lambda x, i: x * np.nan,
         lambda x, i: da.zeros_like(x),
