@@ -188,7 +188,7 @@ class Datasets(Mapping[str, DatasetSummary]):
         )
 
     def __repr__(self) -> str:
-        return "\n".join(["Datasets", *text_table(("dataset", "title"), self._rows())])
+        return "\n".join(["Datasets", *text_table(("dataset", "egress", "title"), self._rows())])
 
     def _repr_html_(self) -> str:
         lines = "".join(
@@ -201,8 +201,10 @@ class Datasets(Mapping[str, DatasetSummary]):
         head = "<tr><th>dataset</th><th>title</th><th>keywords</th><th>egress</th></tr>"
         return f"<div><b>Datasets</b><table>{head}{lines}</table></div>"
 
-    def _rows(self) -> list[tuple[str, str]]:
-        return [(name, summary.title) for name, summary in self._datasets.items()]
+    def _rows(self) -> list[tuple[str, str, str]]:
+        return [
+            (name, summary.egress.tier, summary.title) for name, summary in self._datasets.items()
+        ]
 
 
 def _searchable(name: str, summary: DatasetSummary) -> str:

@@ -37,7 +37,7 @@ def ls(
         elif "/" in what:
             head, rows = ("variable", "dimensions", "dtype", "size"), _variables(fed, what)
         else:
-            head, rows = ("name", "kind", "title"), _offers(fed, what)
+            head, rows = ("name", "kind", "egress", "title"), _offers(fed, what)
     if as_json:
         _print_json([dict(zip(head, row, strict=True)) for row in rows])
         return
@@ -69,12 +69,12 @@ def _offers(fed: FederatedClient, site: str) -> list[tuple[Any, ...]]:
     # Raises what is wrong with the name, or with the site.
     fed.connection_of(fed.sites[site].name)
     datasets = [
-        (name, "dataset", clean_text(summary.title, 100))
+        (name, "dataset", summary.egress.tier, clean_text(summary.title, 100))
         for name, summary in fed.datasets.items()
         if name.startswith(f"{site}/")
     ]
     functions = [
-        (name, "function", clean_text(each.description.title, 100))
+        (name, "function", "", clean_text(each.description.title, 100))
         for name, each in fed.functions.at(site).items()
     ]
     return [*datasets, *functions]
@@ -155,7 +155,12 @@ def _describe_dataset(fed: FederatedClient, name: str, as_json: bool) -> None:
         described["site"], _, described["name"] = name.partition("/")
         _print_json(described)
     else:
-        click.echo(clean_text(str(opened), 100_000))
+        summary = fed.datasets[name]
+        about = [summary.title, f"egress     {summary.egress.tier}"]
+        if summary.license:
+            about.append(f"licence    {summary.license}")
+        lines = "\n".join(filter(None, about))
+        click.echo(clean_text(f"{lines}\n\n{opened}", 100_000))
 
 
 def _print_json(value: Any) -> None:

@@ -151,7 +151,8 @@ def refused_argument(error: ArgumentError, function: str, site: str) -> Failure:
         reason=Reason.INVALID_ARGUMENT,
         message=f"{subject or f'Function {function!r} '}{error.rule}.",
         site=site,
-        hint=f"`fed.functions[{f'{site}/{function}'!r}]` shows what it takes.",
+        hint=f"`fed.functions[{f'{site}/{function}'!r}]` in Python, or `federated-dask call "
+        f"{site}/{function} --help` in a shell, shows what it takes.",
         argument=error.argument or None,
     )
 

@@ -96,7 +96,7 @@ def test_ls(shell: Shell, address: str) -> None:
         {"site": "north", "status": "ok", "datasets": 2, "functions": 5, "title": ""}
     ]
     lines = shell("ls", "north").splitlines()
-    assert ["north/a1b", "dataset", "A1B"] in [line.split() for line in lines]
+    assert ["north/a1b", "dataset", "open", "A1B"] in [line.split() for line in lines]
     assert any(line.startswith("north/trend") and "Linear trend" in line for line in lines)
     variables = shell("ls", "north/a1b")
     assert "time:240" in variables

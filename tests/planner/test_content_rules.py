@@ -88,7 +88,9 @@ def told(make: Make) -> tuple[float, float]:
         lambda x, i: da.nan_to_num(x),
         lambda x, i: x.max(axis=0),
         lambda x, i: da.nansum(x, axis=0),
-        lambda x, i: xr.DataArray(x, dims="txy", coords={"t": MONTHS}).groupby("t").mean().data,
+        lambda x, i: (
+            xr.DataArray(x, dims=("t", "x", "y"), coords={"t": MONTHS}).groupby("t").mean().data
+        ),
         lambda x, i: i.sum(axis=(0, 1)),
         lambda x, i: x * np.nan,
         lambda x, i: da.zeros_like(x),
