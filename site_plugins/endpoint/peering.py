@@ -32,10 +32,11 @@ from federated_dask.errors import (
     RequestRefused,
     SiteUnavailable,
 )
-from federated_dask.protocol.frames import Frame, FrameDecoder, decode_message
+from federated_dask.protocol.frames import FrameDecoder, StoredFrame, decode_message
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import Result
 from federated_dask.protocol.operations import OperationTable
+from federated_dask.protocol.rules import check_value
 from federated_dask.protocol.values import decode_value
 from site_plugins.config import SiteConfig
 from site_plugins.keys import public_key_of
@@ -309,7 +310,7 @@ class Peering:
         url = f"{known.address.rstrip('/')}/delegated/{lease}/{output}"
         try:
             async with asyncio.timeout(PULL_SECONDS):
-                frame, nbytes = await self._fetch(known, url, headers, limits)
+                stored, nbytes = await self._fetch(known, url, headers, limits)
         except NETWORK_ERRORS as error:
             raise SiteUnavailable(
                 f"The peer {peer!r} did not hand over a value ({type(error).__name__}).",
@@ -318,9 +319,9 @@ class Peering:
                 hint="Try again later; without direct transfers, values go through your process.",
             ) from error
         try:
-            result = decode_message(frame, Result)
-            value = decode_value(result.value, frame.buffers, table)
-        except RequestRefused as error:
+            # It may be large, and everybody else waits for this loop.
+            result, value = await asyncio.to_thread(_decoded, stored, table)
+        except (RequestRefused, NotPermitted) as error:
             raise unlike_a_site(peer, self._site) from error
         if result.output != output:
             raise unlike_a_site(peer, self._site)
@@ -328,18 +329,18 @@ class Peering:
 
     async def _fetch(
         self, known: KnownPeer, url: str, headers: Mapping[str, str], limits: Limits
-    ) -> tuple[Frame, int]:
+    ) -> tuple[StoredFrame, int]:
         peer = known.name
         async with self._session.request("GET", url, known.trust, headers=headers) as reply:
             if reply.status != 200:
                 raise refusal_of(await read_up_to(reply, LONGEST_REFUSAL), peer, self._site)
             decoder = FrameDecoder(limits)
-            frames: list[Frame] = []
+            frames: list[StoredFrame] = []
             received = 0
             try:
                 async for data in reply.content.iter_chunked(PIECE):
                     received += len(data)
-                    frames += decoder.feed(data)
+                    frames += decoder.feed_stored(data)
                     if len(frames) > 1:
                         break
                 decoder.close()
@@ -355,6 +356,14 @@ class Peering:
     async def close(self) -> None:
         """Close the connections to the peers."""
         await self._session.close()
+
+
+def _decoded(stored: StoredFrame, table: OperationTable) -> tuple[Result, Any]:
+    frame = stored.decompressed()
+    result = decode_message(frame, Result)
+    # As of anybody who sends a value: nothing in it may be called but by the rules.
+    check_value(result.value, table)
+    return result, decode_value(result.value, frame.buffers, table)
 
 
 def _digest(delegation: str) -> str:

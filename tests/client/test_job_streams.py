@@ -16,7 +16,7 @@ from federated_dask.errors import (
     RequestRefused,
     SiteUnavailable,
 )
-from federated_dask.protocol import frames
+from federated_dask.protocol._zstd import compress
 from federated_dask.protocol.frames import PREFIX, encode_frame
 from federated_dask.protocol.limits import Limits
 from federated_dask.protocol.messages import (
@@ -143,7 +143,7 @@ class TestJobs:
 
     async def test_a_bomb_is_refused_from_its_first_bytes(self, address, ca, stub) -> None:
         async def events() -> AsyncIterator[list[Any]]:
-            raw = msgspec.msgpack.encode((Heartbeat(), [(10, 2**60)]))
+            raw = msgspec.msgpack.encode((Heartbeat(), [(10, 2**60, 1)]))
             yield [PREFIX.pack(b"FDF1", len(raw), len(raw)) + raw]
 
         stub.events = events
@@ -155,8 +155,8 @@ class TestJobs:
 
     async def test_a_buffer_that_expands_beyond_what_it_announced(self, connection, stub) -> None:
         async def events() -> AsyncIterator[list[Any]]:
-            squeezed = frames.compress(bytes(64 * MIB), 1)
-            raw = msgspec.msgpack.encode((Heartbeat(), [(len(squeezed), len(squeezed) + 10)]))
+            squeezed = compress(bytes(64 * MIB), 1)
+            raw = msgspec.msgpack.encode((Heartbeat(), [(len(squeezed), len(squeezed) + 10, 1)]))
             yield [PREFIX.pack(b"FDF1", len(raw), len(raw)) + raw, squeezed]
 
         stub.events = events

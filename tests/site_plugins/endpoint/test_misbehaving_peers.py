@@ -146,6 +146,7 @@ INTERNAL, UNREACHABLE, LIMIT = "internal", "unreachable", "limit_exceeded"
             sends(ok(*encode_frame(Progress(done=1, total=2)))), INTERNAL, id="another message"
         ),
         pytest.param(sends(ok(value_frame(np.ones(9))[:-8], bytes(8)[:-1])), INTERNAL, id="short"),
+        pytest.param(sends(ok(value_frame(np.sum))), INTERNAL, id="a callable"),
         pytest.param(sends(ok(HUGE)), LIMIT, id="huge header"),
         pytest.param(sends(ok(value_frame(np.zeros(10**8, "u1")))), LIMIT, id="bomb"),
         pytest.param(floods, INTERNAL, id="flood"),
