@@ -276,7 +276,7 @@ def _values(task: CallTask, signature: Signature, sent: Sequence[Any]) -> dict[s
             case PlainData():
                 values[name] = parameter.fitted(argument.value)
             case StoredData():
-                values[name] = parameter.fitted(_opened(name, argument))
+                values[name] = parameter.fitted(_opened(name, argument, task.call))
             case SentData():
                 values[name] = parameter.fitted(
                     put_together(argument.content, buffers, _no_parts, operation_table())
@@ -286,8 +286,8 @@ def _values(task: CallTask, signature: Signature, sent: Sequence[Any]) -> dict[s
     return values
 
 
-def _opened(name: str, argument: StoredData) -> Any:
-    opened = open_lazily(argument.dataset, argument.version)
+def _opened(name: str, argument: StoredData, call: str) -> Any:
+    opened = open_lazily(argument.dataset, argument.version, call)
     if argument.variable is None:
         return opened
     if argument.variable not in opened.variables:

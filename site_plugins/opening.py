@@ -16,10 +16,22 @@ SMALL = 64 * 1024
 """Bytes up to which a coordinate is read at once."""
 
 
-def open_lazily(dataset: StoredDataset, version: str) -> xr.Dataset:
+def open_lazily(dataset: StoredDataset, version: str, call: str) -> xr.Dataset:
     """Open a version of a dataset with a dask array for each variable.
 
-    Chunks are those of the store; index coordinates and small ones are in memory.
+    Chunks are those of the store; index coordinates and small ones are in memory.  Names
+    of arrays are those of one call: xarray names some of what it makes of them at random,
+    so that two calls would give tasks of one name to the cluster that differ, over which
+    Dask's scheduler may lose track (dask#9888).
+
+    Parameters
+    ----------
+    dataset : StoredDataset
+        What to open.
+    version : str
+        Which version.
+    call : str
+        For which call.
 
     Raises
     ------
@@ -45,7 +57,7 @@ def open_lazily(dataset: StoredDataset, version: str) -> xr.Dataset:
                 data = da.from_array(
                     stored,
                     chunks=chunks or (variable.shape if dtype.hasobject else "auto"),
-                    name=f"stored-{_token(stored)}",
+                    name=f"stored-{_token(stored, call)}",
                     meta=np.empty((0,) * variable.ndim, dtype),
                     inline_array=True,
                 )
@@ -58,10 +70,10 @@ def open_lazily(dataset: StoredDataset, version: str) -> xr.Dataset:
     return xr.Dataset(data_variables, coords, attributes)
 
 
-def _token(stored: StoredVariable) -> str:
+def _token(stored: StoredVariable, call: str) -> str:
     from dask.base import tokenize
 
-    return tokenize(stored)
+    return tokenize(stored, call)
 
 
 def plain_encoding(encoding: Any) -> dict[Any, Any]:

@@ -434,3 +434,18 @@ async def test_a_function_that_raises_no_exception_ends_its_call(north: Caller, 
     failure = await failed(north, call("leave_abruptly", how))
     assert failure.reason == "function_failed"
     assert await result(north, call("add", 1)) == 1.5
+
+
+async def test_equal_calls_give_the_cluster_tasks_of_their_own(north: Caller) -> None:
+    """Else tasks of one name would differ in what they need, as xarray names some at random."""
+    argument = dataset("two", "wind")
+    first, second = [(await returned(north, call("mean", argument, "lon")))[0] for _ in range(2)]
+    keys = north.on_scheduler(_held_keys)
+    assert len(keys) == first.outputs + second.outputs
+    for event in (first, second):
+        await north.read("DELETE", f"/leases/{event.lease}")
+
+
+def _held_keys(dask_scheduler: object) -> set[object]:
+    leases = dask_scheduler.plugins["federated-site"]._leases.values()  # type: ignore[attr-defined]
+    return {output.key for lease in leases for output in lease.outputs.values()}
