@@ -18,7 +18,9 @@ from typing import Any, Protocol
 import click
 import msgspec
 
+from federated_dask.commands.actions import ActionList
 from federated_dask.protocol.grant_messages import (
+    Action,
     Grant,
     GrantAnswer,
     GrantQuestion,
@@ -105,10 +107,10 @@ def _local() -> Callable[[Any], _Store]:
 
 @grant.command(short_help="Let WHO do ACTION with RESOURCE, from now on.")
 @click.argument("who")
-@click.argument("actions", metavar="ACTION[,ACTION…]")
+@click.argument("actions", metavar="ACTION[,ACTION…]", type=ActionList())
 @click.argument("resources", metavar="RESOURCE…", nargs=-1, required=True)
 @_where
-def add(who: str, actions: str, resources: tuple[str, ...], **where: Any) -> None:
+def add(who: str, actions: tuple[Action, ...], resources: tuple[str, ...], **where: Any) -> None:
     """Let WHO do ACTION with RESOURCE; holds at once, also while the site runs.
 
     \b
@@ -117,9 +119,7 @@ def add(who: str, actions: str, resources: tuple[str, ...], **where: Any) -> Non
     RESOURCE  dataset:soil-*, function:trend-*, project:NAME, site:NAME, or *
     """  # noqa: D301  # click wants the character itself
     try:
-        new = msgspec.convert(
-            {"to": who, "may": actions.split(","), "on": list(resources)}, NewGrant
-        )
+        new = msgspec.convert({"to": who, "may": actions, "on": list(resources)}, NewGrant)
     except msgspec.ValidationError as error:
         raise click.UsageError(f"That cannot be granted: {error}.") from error
     with _store(**where) as store:

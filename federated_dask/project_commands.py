@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from federated_dask.commands.actions import ActionList
+
 if TYPE_CHECKING:
     from federated_dask.client.projects import RemoteProjects
+    from federated_dask.protocol.grant_messages import Action
     from federated_dask.protocol.project_messages import Project
 
 __all__ = ["project"]
 
 TOKEN = "FEDERATED_DASK_TOKEN"  # noqa: S105  # the name of the variable
-ACTIONS = {"dataset": "compute", "function": "call"}
+ACTIONS: dict[str, Action] = {"dataset": "compute", "function": "call"}
 
 
 @click.group(short_help="Groups of people of any institutes.")
@@ -112,9 +115,11 @@ def join(link: str, address: str | None, **where: Any) -> None:
 @project.command(short_help="Let the members of a project use RESOURCE.")
 @click.argument("name")
 @click.argument("resources", metavar="RESOURCE…", nargs=-1, required=True)
-@click.option("--may", help="What they may do, such as compute,export.")
+@click.option("--may", type=ActionList(), help="What they may do, such as compute,export.")
 @_options()
-def share(name: str, resources: tuple[str, ...], may: str | None, **where: Any) -> None:
+def share(
+    name: str, resources: tuple[str, ...], may: tuple[Action, ...] | None, **where: Any
+) -> None:
     """Let the members of project NAME use RESOURCE of a site that you administer.
 
     NAME is that of a project of the same site, or NAME@SITE.  RESOURCE is
@@ -124,7 +129,7 @@ def share(name: str, resources: tuple[str, ...], may: str | None, **where: Any) 
     kinds = dict.fromkeys(resource.partition(":")[0] for resource in resources)
     if may is None and not kinds.keys() <= ACTIONS.keys():
         raise click.UsageError("A RESOURCE is dataset:NAME or function:NAME; else give --may.")
-    actions = tuple(ACTIONS[kind] for kind in kinds) if may is None else tuple(may.split(","))
+    actions = tuple(ACTIONS[kind] for kind in kinds) if may is None else may
     with _site(**where) as site:
         grant = site.share(name, actions, resources)
     click.echo(f"{grant.id}  {grant.to} may {','.join(grant.may)} on {' '.join(grant.on)}")
