@@ -208,7 +208,7 @@ def _conclude(
     console.print(f"Picture: {picture}")
     console.print("Data: iris-sample-data (Met Office), UK Open Government Licence")
     console.print(
-        "Go on: `federated-dask demo --keep`, or `make demo ARGS=--keep` leave the sites up."
+        "To go on with the sites up: `federated-dask demo --keep` or `make demo ARGS=--keep`."
     )
 
 
