@@ -126,6 +126,8 @@ class _Placer:
             self.improve(sorted((*meeting, *self.inflating())))
         for position, place in enumerate(self.places):
             self.stages.append(self.stage(position, place))
+            if self.origins[position] == {HOME}:
+                self.explain_home(position)
         return Placement(self.places, self.stages, self.reasons)
 
     def inflating(self) -> list[int]:
@@ -293,10 +295,7 @@ class _Placer:
             able = end == HOME or self.available.can_run(self.graph.tasks[position], end)
             return None if able else HOME
         if len(where) == 1:
-            (place,) = where
-            if place == HOME:
-                self.explain_home(position)
-            return place
+            return next(iter(where))
         if bound := self.available.bound_to(self.graph.tasks[position]):
             return min(sorted(bound), key=lambda site: self.bytes_brought(position, site))
         return self.choose_among(position)

@@ -145,3 +145,13 @@ def test_bytes_on_a_dear_link_are_avoided(federation: Federation) -> None:
 
     assert "south" not in sums_at(None)
     assert "north" not in sums_at(LinkCosts({("south", "home"): 10.0, ("home", "south"): 1.0}))
+
+
+def test_what_follows_a_meeting_at_a_site_says_why_it_is_at_home() -> None:
+    """At which site they meet is known only after the first placement."""
+    federation = Federation(exchanging=True)
+    both = da.stack([stored(federation, site) for site in ("north", "south")])
+    plan = federation.plan(both.mean(axis=(0, 1)).map_blocks(_own, dtype="f8"))
+    assert places(plan)["mean_agg-aggregate"] & {"north", "south"}
+    reasons = [(label, "_own is not in the operation table" in r) for label, r, _ in plan.reasons()]
+    assert reasons == [("own", True)]
