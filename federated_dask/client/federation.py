@@ -60,16 +60,12 @@ class Federation:
         """
         try:
             given, peers = await self._finder.reach_all()
+            await self._finder.require_membership()
         except BaseException:
             # Nobody gets to close a client that could not be made.
             await self.close()
             raise
         found = {site.name: (site, catalogue) for site, catalogue in (*peers, *given)}
-        try:
-            await self._finder.require_membership()
-        except BaseException:
-            await self.close()
-            raise
         facts = {
             name: facts_of(site.description, site.operations)
             for name, (site, _) in found.items()

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from federated_dask.client.future import FederatedFuture
 from federated_dask.errors import ConfigurationError, Reason, SiteUnavailable
 
-__all__ = ["DoneAndNotDone", "as_completed", "progress", "wait"]
+__all__ = ["DoneAndNotDone", "as_completed", "checked_futures", "progress", "wait"]
 
 LOOK_SECONDS = 0.1
 """How often bars are drawn anew."""
@@ -82,7 +82,7 @@ class as_completed:  # noqa: N801  # as in distributed
 
     def update(self, futures: Iterable[FederatedFuture[Any]]) -> None:
         """Wait for other futures as well."""
-        for future in _checked(futures):
+        for future in checked_futures(futures):
             self.add(future)
 
     def count(self) -> int:
@@ -131,7 +131,7 @@ class as_completed:  # noqa: N801  # as in distributed
         return (future, await future) if self._with_results else future
 
 
-def _checked(futures: Any) -> list[FederatedFuture[Any]]:
+def checked_futures(futures: Any) -> list[FederatedFuture[Any]]:
     """List futures; refuse what is none."""
     several = [futures] if isinstance(futures, FederatedFuture) else futures
     if is_dask_collection(several):
@@ -194,7 +194,7 @@ def wait(
     """
     if return_when not in ("ALL_COMPLETED", "FIRST_COMPLETED"):
         raise ConfigurationError("return_when is 'ALL_COMPLETED' or 'FIRST_COMPLETED'.")
-    several = _checked(futures)
+    several = checked_futures(futures)
     inner = [future._future for future in several]
     enough = all if return_when == "ALL_COMPLETED" else any
     changed = threading.Condition()
@@ -247,7 +247,7 @@ def progress(
     """
     several: list[FederatedFuture[Any]] = []
     for each in futures:
-        several += _checked(each)
+        several += checked_futures(each)
     if Console().is_jupyter if notebook is None else notebook:
         _show_in_notebook(several)
     else:

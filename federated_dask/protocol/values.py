@@ -263,11 +263,6 @@ def _large_integer(number: int) -> LargeIntegerValue:
     return LargeIntegerValue(hex(number))
 
 
-def _check_elementwise(size: int) -> None:
-    if size > LARGEST_ELEMENTWISE:
-        raise ValueError(f"an array of {size} Python objects is too large")
-
-
 def _check_keys(keys: Iterable[object]) -> None:
     """Refuse keys of a dict that could be made to have the same hash.
 
@@ -444,9 +439,9 @@ class _Decoder:
         self.elements = 0
 
     def count(self, elements: int) -> None:
-        """Count what is decoded one by one, before it is."""
         self.elements += elements
-        _check_elementwise(self.elements)
+        if self.elements > LARGEST_ELEMENTWISE:
+            raise ValueError(f"{self.elements} Python objects are too large a value")
 
     def decode(self, value: Value) -> Any:
         decode = _DECODERS.get(type(value))

@@ -113,17 +113,12 @@ def operands_of(
         # Slices are fused into the read, so the node is shared but never a key of its own.
         arguments.append(DataNode("source", MeteredVariable(variable, limit)))
         separate.append(False)
-    used: set[int] = set()
     decoder = ValueDecoder(buffers, table)
     for value in graph.values:
-        for position in _buffers_of(value):
-            if position in used:
-                # What is made of a buffer is bounded by its bytes, if it is made once.
-                raise RequestRefused("Two values share a buffer.", reason=Reason.MALFORMED)
-            used.add(position)
+        # First: it refuses what would be digested as often as somebody likes.
+        decoded = decoder.decode(value)
         size, digest = _value_digest(value, buffers)
         digests.append(digest)
-        decoded = decoder.decode(value)
         separate.append(size >= INLINED_BYTES)
         if size >= INLINED_BYTES:
             key: Key = ("value", digest.hex())

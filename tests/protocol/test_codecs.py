@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 
 from federated_dask.errors import RequestRefused
+from federated_dask.protocol import codecs
 from federated_dask.protocol import values as v
 from federated_dask.protocol.codecs import from_fields
 from federated_dask.protocol.values import decode_value, encode_value
@@ -158,3 +159,15 @@ def test_whatever_a_library_raises_is_a_refusal(codec: str, fields: Any) -> None
     tree = v.InstanceValue(codec, fields)
     with pytest.raises(RequestRefused, match="do not fit"):
         decode_value(tree, [bytearray(4), bytearray(), bytearray()], TABLE)
+
+
+def test_long_indices_of_dates_go_without_their_frequency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pandas makes as many dates one by one, to compare them: 52 s for four million."""
+    short, long = (pd.date_range("2000", periods=n, freq="D") for n in (3, 12))
+    monkeypatch.setattr(codecs, "MOST_DATES", 10)
+    assert round_trip(short).freq == "D"
+    assert round_trip(long).freq is None
+    np.testing.assert_array_equal(round_trip(long), long)
+    # Whoever says it all the same is not believed.
+    fields = {"values": long.to_numpy(), "freq": "h", "name": None}
+    assert from_fields("pandas.DatetimeIndex", fields).freq is None
